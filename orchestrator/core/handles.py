@@ -1,0 +1,126 @@
+"""What ``ctx.start`` and ``ctx.timer`` return: something to wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from orchestrator import errors
+from orchestrator.core.passes import Pass
+from orchestrator.core.saga import Node
+
+__all__ = ["GroupHandle", "Handle", "StepHandle", "TimerHandle", "leaves"]
+
+
+class Handle:
+    """Something that a workflow has started and can wait for."""
+
+    def __init__(self, current: Pass, nodes: Sequence[Node]) -> None:
+        self._pass = current
+        self._nodes = nodes
+
+    def ready(self) -> bool:
+        """Tell whether it has settled, as far as the workflow has been told; never waits."""
+        self._pass.check_live()
+        return all(node.is_settled for node in self._nodes)
+
+    def get(self) -> Any:
+        """Wait until it has settled and return its result, or raise its failure."""
+        self._pass.wait_for(self._nodes)
+        return self._value()
+
+    def _value(self) -> Any:
+        raise AssertionError("every kind of handle has its own value")
+
+
+class StepHandle(Handle):
+    """A step that was started."""
+
+    @property
+    def seq(self) -> int:
+        """The number of the step in the history of this run."""
+        return self._nodes[0].seq
+
+    @property
+    def name(self) -> str:
+        """The name of the step's task."""
+        return self._nodes[0].record.name
+
+    @property
+    def error(self) -> errors.StepFailed | None:
+        """The failure of a settled step, ``None`` for one that succeeded or has not settled.
+
+        Reading it takes notice of the failure: the scope no longer fails for it at its end.
+        """
+        self._pass.check_live()
+        node = self._nodes[0]
+        return self._pass.failure_of(node) if node.is_failure else None
+
+    def cancel(self) -> None:
+        """Withdraw the step if it has not begun; else wait until its attempt has ended, and undo it.
+
+        Raises ``CompensationFailed`` when it could not be undone.
+        """
+        self._pass.check_live()
+        node = self._nodes[0]
+        if node.is_undone:
+            return
+        failed = self._pass.undo_nodes([node])
+        if failed:
+            raise errors.CompensationFailed(failed)
+
+    def _value(self) -> Any:
+        return self._pass.value_of(self._nodes[0])
+
+    def __repr__(self) -> str:
+        return f"<StepHandle {self.seq} {self.name}>"
+
+
+class TimerHandle(Handle):
+    """A timer that was started; its result is ``None``."""
+
+    def _value(self) -> None:
+        return None
+
+    def __repr__(self) -> str:
+        return f"<TimerHandle {self._nodes[0].seq}>"
+
+
+class GroupHandle(Handle):
+    """The members of a group, each a step of its own; the result is the list of theirs."""
+
+    def __init__(self, current: Pass, members: Sequence[Handle]) -> None:
+        super().__init__(current, [node for member in members for node in member._nodes])
+        self.members = tuple(members)
+
+    def _value(self) -> list[Any]:
+        first = first_failure(self._nodes)
+        for node in self._nodes:
+            node.is_observed = True
+        if first is not None:
+            self._pass.value_of(first)
+        return [member._value() for member in self.members]
+
+    def __repr__(self) -> str:
+        return f"<GroupHandle of {len(self.members)}>"
+
+
+def leaves(handles: Iterable[Handle]) -> list[Node]:
+    """Return the records that ``handles`` stand for."""
+    return [node for handle in handles for node in handle._nodes]
+
+
+def first_failure(nodes: Iterable[Node]) -> Node | None:
+    """Return the failed node with the lowest ``seq``, leaving out those whose failure is no error."""
+    failed = [node for node in nodes if node.is_failure and not node.optional]
+    return min(failed, key=lambda node: node.seq, default=None)
+
+
+def in_place(handle: Handle) -> Any:
+    """Return the result of a settled handle, or its failure as a value."""
+    if isinstance(handle, GroupHandle):
+        return [in_place(member) for member in handle.members]
+    try:
+        return handle._value()
+    except (errors.StepFailed, errors.StepUndone) as error:
+        return error

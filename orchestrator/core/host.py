@@ -1,0 +1,52 @@
+"""What the core asks of whoever calls it: reading signatures, encoding values, running local functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from orchestrator.core.records import Compensation, Failure, Outcome, Payload
+from orchestrator.core.retry import RetryPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of an activity, read from a signature, with the defaults registered for its task."""
+
+    name: str
+    arguments: Payload
+    options: dict[str, Any] = field(default_factory=dict)
+    compensation: Compensation | None = None
+    retry: RetryPolicy | None = None
+    timeout_seconds: float | None = None
+
+
+class Host(Protocol):
+    """The outside of a pass.  All of it is deterministic but ``perform``, whose result is recorded."""
+
+    def read_members(self, step: object) -> Sequence[object] | None:
+        """Return the members of a group of plain signatures, ``None`` for anything else."""
+
+    def read_call(self, step: object, item: tuple[Any, ...] = ()) -> Call:
+        """Read a signature or a bare task, ``item`` going before its arguments; refuse what cannot be a step."""
+
+    def read_compensation(self, compensate: object, retry: RetryPolicy | None = None) -> Compensation:
+        """Read what ``compensate=`` or ``ctx.compensate`` was given."""
+
+    def encode(self, value: object, what: str) -> Payload:
+        """Encode, or raise ``NotEncodable`` or ``PayloadTooLarge`` naming ``what``."""
+
+    def decode(self, payload: Payload, name: str, returns: object) -> Any:
+        """Decode the result of ``name``, as ``returns`` unless that is ``None``."""
+
+    def perform(
+        self, function: Callable[..., Any], args: tuple[Any, ...]
+    ) -> tuple[Outcome, Payload | None, Failure | None]:
+        """Run a ``ctx.local`` function."""
+
+    def describe(self, error: BaseException) -> Failure:
+        """Return what of an exception is recorded."""
+
+    def logger(self, is_replaying: Callable[[], bool]) -> Any:
+        """Return a logger that is silent while ``is_replaying()``."""

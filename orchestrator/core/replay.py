@@ -1,0 +1,76 @@
+"""``decide``: run a workflow function over its history, and say what to write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from orchestrator import errors
+from orchestrator.core.context import Context
+from orchestrator.core.host import Host
+from orchestrator.core.passes import Pass, is_programming_error
+from orchestrator.core.records import Broken, Completed, Decision, Diverged, Ending, Failed, History, Waiting
+
+__all__ = ["decide"]
+
+
+def decide(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], history: History, host: Host
+) -> Decision:
+    """Run ``function(ctx, *args, **kwargs)`` over ``history`` and return what this pass asks for.
+
+    It is a function of its arguments alone: on any prefix of a history it asks for exactly what the rest of that
+    history records.  ``host.perform`` runs what ``ctx.local`` is given, only where no result of it is recorded.
+
+    Exceptions that are not ``Exception`` (an interrupted process) go through: such a pass has decided nothing.
+    """
+    current = Pass(history, host)
+    context = Context(current)
+    ending: Ending
+    try:
+        ending = _run(current, context, function, args, kwargs)
+    except BaseException as error:
+        # whatever a suspended function raises, the pass is suspended; but an interrupted process has decided nothing
+        if current.ending is None or isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        ending = current.ending
+    asked = len(current.nodes)
+    if asked < len(history.records) and isinstance(ending, Waiting | Completed | Failed):
+        rest = history.records[asked]
+        ending = Diverged(asked, f"{rest.kind} {rest.name}", "nothing more")
+    if isinstance(ending, Diverged | Broken):
+        # nothing of such a pass is written: what it asked for before it went wrong, mended code may never ask for
+        return Decision(ending, not_undone=tuple(current.not_undone))
+    return Decision(
+        ending,
+        tuple(current.records),
+        tuple(current.withdrawals),
+        tuple(current.not_undone),
+        context._attributes,
+        context._progress,
+    )
+
+
+def _run(
+    current: Pass, context: Context, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Ending:
+    root = current.scope
+    try:
+        value = function(context, *args, **kwargs)
+        current.check_live()
+        current.end_scope(root)
+    except Exception as error:
+        current.check_live()  # whatever a suspended function raises, the pass is suspended
+        if is_programming_error(error):
+            current.break_off(error)
+        current.scope = root
+        current.is_compensating = True
+        current.undo_scope(root)
+        # of any scope: the failure of a nested one may have been caught on its way here
+        fully = not current.not_undone
+        return Failed(current.host.describe(error), current.has_compensated, fully)
+    try:
+        return Completed(current.host.encode(value, "the result of the workflow"))
+    except errors.InvalidInput as error:
+        # the work is done and its result cannot be kept: a deploy mends that, undoing it all would not
+        current.break_off(error)

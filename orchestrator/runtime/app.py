@@ -1,0 +1,261 @@
+"""``Orchestrator``: binds the parts to a Celery app.  Wiring only."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Literal, TypeVar
+
+import celery
+from billiard import current_process
+from celery import Celery, signals
+
+from orchestrator import errors
+from orchestrator.core.retry import RetryPolicy
+from orchestrator.runtime import owner
+from orchestrator.runtime.activity import StepRunner, wrap
+from orchestrator.runtime.claims import Claims
+from orchestrator.runtime.coordinator import Coordinator
+from orchestrator.runtime.dispatch import ADVANCE, Dispatcher
+from orchestrator.runtime.executing import Executing
+from orchestrator.runtime.finishing import Finisher
+from orchestrator.runtime.heartbeat import Heartbeat, WorkerDescription
+from orchestrator.runtime.host import CeleryHost
+from orchestrator.runtime.known import KnownTasks
+from orchestrator.runtime.operator import Operator
+from orchestrator.runtime.poller import Poller
+from orchestrator.runtime.queues import Queues
+from orchestrator.runtime.registry import ActivityDefaults, RegisteredCompensation, Registry, seconds
+from orchestrator.runtime.running import RegisteredWorkflows, refuse_sending_inside_passes
+from orchestrator.runtime.settings import DEFAULTS, Settings
+from orchestrator.runtime.starter import Starter
+from orchestrator.runtime.worker import OrchestratorStep
+from orchestrator.runtime.workflow import (
+    InstancePage,
+    WorkflowHandle,
+    describe,
+    make_run,
+    read_statuses,
+    workflow_options,
+)
+from orchestrator.store import instances
+from orchestrator.store.engine import Store
+from orchestrator.store.instances import Instance
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Orchestrator:
+    """Makes workflows of functions over the tasks of a Celery app.
+
+    ``store`` is a SQLAlchemy URL (``sqlite:///sagas.db``, ``postgresql+psycopg://…``, ``mysql+pymysql://…``); every
+    other option is also a Celery setting with the prefix ``orchestrator_``.  Makes no connection by itself.
+    """
+
+    def __init__(self, app: Celery, *, store: str | None = None, **options: Any) -> None:
+        unknown = set(options) - set(Settings.model_fields)
+        if unknown:
+            raise errors.ConfigurationError(f"Orchestrator has no option {', '.join(sorted(unknown))}")
+        self.app = app
+        self._options = {"store": store, **options}
+        self.registry = Registry()
+        self.executing = Executing()
+        owner.bind(app, self)
+        app.add_defaults(DEFAULTS)
+        app.task(name=ADVANCE, ignore_result=True, acks_late=True)(self._advance)
+        app.steps["worker"].add(OrchestratorStep)
+        refuse_sending_inside_passes(app)
+        app.on_after_finalize.connect(self._on_finalized, weak=False)
+        signals.worker_process_init.connect(self._on_pool_process, weak=False)
+
+    # --- defining -------------------------------------------------------------------------------------------------
+
+    def workflow(self, function: F | None = None, **options: Any) -> Any:
+        """Make a workflow of ``function(ctx, …)``: a Celery task that is durable from its first step on.
+
+        ``options`` are those of ``app.task`` (``name``, ``queue``, ``priority`` …).  ``async`` and generator functions
+        are refused.
+        """
+        if function is None:
+            return functools.partial(self.workflow, **options)
+        return self.app.task(**workflow_options(function, options))(make_run(function))
+
+    def compensates(
+        self,
+        task: Any,
+        *,
+        pass_step: bool = False,
+        retry: RetryPolicy | None = None,
+        always: bool = False,
+    ) -> Callable[[F], F]:
+        """Register the decorated task as what undoes ``task``, wherever that is a step.
+
+        It gets the step's result as its only argument, or with ``pass_step`` an ``UndoneStep``.  ``retry`` is its own
+        policy (default: at most an hour apart, for three days); ``always`` undoes a step that failed as well.
+        """
+
+        def register(compensation: F) -> F:
+            self.registry.add_compensation(task, RegisteredCompensation(compensation, pass_step, retry, always))
+            return compensation
+
+        return register
+
+    def activity(
+        self,
+        *,
+        retry: RetryPolicy | None = None,
+        timeout: float | timedelta | None = None,
+        unknown_on: tuple[type[BaseException], ...] = (),
+    ) -> Callable[[F], F]:
+        """Set defaults for a task wherever it is a step; goes above ``@app.task``.
+
+        ``unknown_on`` names exceptions after which nobody can say whether the task took effect.
+        """
+        entries: tuple[object, ...] = tuple(unknown_on)
+        if not all(isinstance(entry, type) and issubclass(entry, BaseException) for entry in entries):
+            raise errors.ConfigurationError(f"unknown_on takes a tuple of exception classes, not {unknown_on!r}")
+
+        def register(task: F) -> F:
+            self.registry.add_defaults(task, ActivityDefaults(retry, seconds(timeout), tuple(unknown_on)))
+            return task
+
+        return register
+
+    # --- using ----------------------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        signature: Any,
+        *,
+        instance_id: str | None = None,
+        on_conflict: Literal["return", "raise"] = "return",
+    ) -> WorkflowHandle:
+        """Start a workflow, durably: when this returns the instance is recorded, whatever becomes of the message.
+
+        ``instance_id`` makes it idempotent: a second start with the same id, workflow and input returns the same
+        instance (or raises ``InstanceExists`` with ``on_conflict="raise"``); other input raises ``InstanceExists``.
+        """
+        return self.starter.start(signature, instance_id, on_conflict)
+
+    def get(self, instance_id: str) -> WorkflowHandle:
+        """Return the handle of an instance.  Raises ``UnknownInstance``."""
+        instance = self.find_instance(instance_id)
+        if instance is None:
+            raise errors.UnknownInstance(instance_id)
+        return WorkflowHandle(instance_id, app=self.app, task_name=instance.workflow)
+
+    def list(
+        self,
+        *,
+        workflow: Any = None,
+        status: str | Iterable[str] | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        started_after: datetime | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> InstancePage:
+        """Return up to ``limit`` instances, newest first; ``page.cursor`` asks for the next ones."""
+        if started_after is not None and started_after.tzinfo is None:
+            raise errors.NaiveDatetime("started_after", started_after)
+        with self.store.read("list") as connection:
+            page = instances.list_instances(
+                connection,
+                workflow=workflow if workflow is None or isinstance(workflow, str) else workflow.name,
+                statuses=read_statuses(status),
+                attributes=attributes,
+                started_after=started_after,
+                limit=limit,
+                cursor=cursor,
+            )
+            return InstancePage(
+                [describe(each, instances.load_attributes(connection, each.id)) for each in page.instances], page.cursor
+            )
+
+    def find_instance(self, instance_id: str) -> Instance | None:
+        """Return the row of an instance, ``None`` if there is none."""
+
+        def once() -> Instance | None:
+            with self.store.read("find-instance") as connection:
+                return instances.find_instance(connection, instance_id)
+
+        return self.store.retrying(once, patience_seconds=0)
+
+    # --- parts, made when they are first needed -------------------------------------------------------------------
+
+    @functools.cached_property
+    def settings(self) -> Settings:
+        return Settings.read(self.app.conf, self._options)
+
+    @functools.cached_property
+    def store(self) -> Store:
+        limit = self.settings.heartbeat_limit
+        return Store(self.settings.require_store(), idle_limit_seconds=limit, migrate=self.settings.migrate)
+
+    @functools.cached_property
+    def workflows(self) -> RegisteredWorkflows:
+        return RegisteredWorkflows(self.app, CeleryHost(self.app, self.registry, KnownTasks(self.store), self.settings))
+
+    @functools.cached_property
+    def coordinator(self) -> Coordinator:
+        return Coordinator(self.store, self.settings, self.workflows, lambda: self.executing.incarnation)
+
+    @functools.cached_property
+    def finisher(self) -> Finisher:
+        return Finisher(self.app, self.store)
+
+    @functools.cached_property
+    def dispatcher(self) -> Dispatcher:
+        return Dispatcher(self.app, self.finisher.on_ended)
+
+    @functools.cached_property
+    def starter(self) -> Starter:
+        return Starter(self.coordinator, self.dispatcher, self.workflows)
+
+    @functools.cached_property
+    def operator(self) -> Operator:
+        return Operator(self.coordinator, self.dispatcher)
+
+    @functools.cached_property
+    def steps(self) -> StepRunner:
+        claims = Claims(self.store, self.settings, self.executing)
+        return StepRunner(self.app, self.settings, self.registry, self.coordinator, claims, self.dispatcher)
+
+    # --- in workers -----------------------------------------------------------------------------------------------
+
+    def install(self) -> None:
+        """Wrap every registered task, so that it can run as a step."""
+        for task in self.app.tasks.values():
+            if not (getattr(task, "is_workflow", False) or task.name.startswith(("celery.", "orchestrator."))):
+                wrap(task, lambda: self.steps)
+
+    def make_threads(self, worker: Any) -> tuple[Heartbeat, Poller]:
+        """Return the threads of a worker; called before its pool forks."""
+        self.executing.share()
+        poller = Poller(self.coordinator, self.dispatcher, self.finisher, self.executing, Queues(self.app))
+        describe_worker = functools.partial(self._describe_worker, worker)
+        heartbeat = Heartbeat(self.store, self.settings, self.executing, describe_worker, poller.welcome)
+        signals.task_unknown.connect(poller.note_unregistered, weak=False)
+        return heartbeat, poller
+
+    def _describe_worker(self, worker: Any) -> WorkerDescription:
+        tasks = tuple(name for name in self.app.tasks if not name.startswith("celery."))
+        queues = tuple(self.app.amqp.queues.consume_from)
+        return WorkerDescription(worker.hostname, tuple(self.workflows.names()), tasks, queues)
+
+    def _on_finalized(self, **_kwargs: Any) -> None:
+        self.install()
+
+    def _on_pool_process(self, **_kwargs: Any) -> None:
+        self.executing.become_child(current_process().index)
+
+    def _advance(self, instance_id: str, generation: str) -> None:
+        """Make the pass that an instance owes."""
+        self.dispatcher.deliver(self.coordinator.advance(instance_id, generation))
+
+
+def shared_workflow(function: Any = None, **options: Any) -> Any:
+    """Make a workflow for whichever app has an orchestrator; to ``workflow`` what ``shared_task`` is to ``task``."""
+    if function is None:
+        return functools.partial(shared_workflow, **options)
+    return celery.shared_task(**workflow_options(function, options))(make_run(function))

@@ -1,0 +1,85 @@
+"""Claiming steps for the processes of this worker."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from orchestrator.core.records import State
+from orchestrator.runtime.coordinator import Clock, utc_now
+from orchestrator.runtime.executing import Executing, token_of
+from orchestrator.runtime.settings import Settings
+from orchestrator.store import history, workers
+from orchestrator.store.engine import Store
+from orchestrator.store.history import Claimant, HistoryRow, StepKey
+
+
+class Claims:
+    """Takes steps under the worker's incarnation."""
+
+    def __init__(self, store: Store, settings: Settings, executing: Executing, clock: Clock = utc_now) -> None:
+        self.store = store
+        self.settings = settings
+        self.state = executing
+        self.clock = clock
+
+    @contextmanager
+    def executing(self, key: StepKey, dispatch: int) -> Iterator[None]:
+        """Tell the worker that this process works on an attempt: before it is claimed, until it is settled."""
+        token = token_of(key, dispatch)
+        self.state.begin(token)
+        try:
+            yield
+        finally:
+            self.state.end(token)
+
+    def claim(self, key: StepKey, dispatch: int, compensation: str | None) -> HistoryRow | None:
+        """Claim a step; ``None`` where it is not to be had, or this worker has been given up."""
+        if not self._beat_first():
+            return None
+        claimant = Claimant(self.state.incarnation, os.getpid())
+        is_repeated = False
+
+        def once() -> HistoryRow | None:
+            nonlocal is_repeated
+            was_tried, is_repeated = is_repeated, True
+            with self.store.begin("claim") as connection:
+                row = history.find_row(connection, key) if was_tried else None
+                if row is not None and _is_own(row, dispatch, claimant):
+                    # the answer to the COMMIT before was lost: this very process holds the claim already
+                    return row
+                return history.claim(connection, key, dispatch, claimant, self.clock(), compensation)
+
+        return self.store.retrying(once, patience_seconds=self.settings.store_patience)
+
+    def _beat_first(self) -> bool:
+        """A process whose worker's last beat is old beats before it claims; it may have been given up meanwhile."""
+        limit = self.settings.heartbeat_limit
+        deadline = time.monotonic() + limit
+        while self.state.seconds_since_beat > limit / 2:
+            incarnation = self.state.incarnation
+            if incarnation and self._beat(incarnation):
+                self.state.note_beat(incarnation)
+                return True
+            # given up (or not begun): its parent starts afresh as soon as it beats itself
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def _beat(self, incarnation: str) -> bool:
+        def once() -> bool:
+            with self.store.begin("beat") as connection:
+                return workers.beat(connection, incarnation, self.clock())
+
+        return self.store.retrying(once, patience_seconds=self.settings.store_patience)
+
+
+def _is_own(row: HistoryRow, dispatch: int, claimant: Claimant) -> bool:
+    return (
+        row.state is State.RUNNING
+        and row.dispatch == dispatch
+        and (row.claim_incarnation, row.claim_process) == (claimant.incarnation, claimant.process)
+    )

@@ -1,0 +1,140 @@
+"""Which attempts the processes of this worker are executing, and when the worker last beat.
+
+The parent of a prefork pool gives back what is claimed under its incarnation and no process of it executes.  Its
+children tell it through memory that they share from before the fork: each has a slot, writes there which attempt it is
+about to claim, before it claims it, and clears it after the settlement is committed.  So whoever reads the claims from
+the store first, and the slots afterwards, finds every claim that is still being worked on.
+
+In the pools without child processes the same bookkeeping is a set.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import mmap
+import os
+import struct
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.store.history import StepKey
+
+_HEADER = struct.Struct("d36s")  # the last heartbeat on the system's monotonic clock, the incarnation
+_SLOT = struct.Struct("qQ")  # a process, and the token of what it executes (0: nothing)
+_HEADER_BYTES = 64
+_SLOTS = 4096
+_BYTES = _HEADER_BYTES + _SLOTS * _SLOT.size
+_PATH_VARIABLE = "ORCHESTRATOR_WORKER_STATE"
+
+
+def token_of(key: StepKey, dispatch: int) -> int:
+    """Name an attempt by a number: a dispatch is claimed at most once."""
+    digest = hashlib.blake2b(f"{key.idempotency_key}:{dispatch}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") | 1
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """An attempt, and the process that executes it."""
+
+    process: int
+    token: int
+
+
+class Executing:
+    """Shared by a worker and its pool processes."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, _BYTES)
+        self._is_shared = False
+        self._slot: int | None = None
+        self._own: set[int] = set()
+        self._lock = threading.Lock()
+
+    def share(self) -> None:
+        """Put the memory where pool processes find it, forked or spawned; called before the pool begins."""
+        file = tempfile.NamedTemporaryFile(prefix="orchestrator-worker-", delete=False)  # noqa: SIM115 - outlives this
+        file.truncate(_BYTES)
+        self._memory = mmap.mmap(file.fileno(), _BYTES)
+        self._is_shared = True
+        file.close()
+        os.environ[_PATH_VARIABLE] = file.name
+        atexit.register(_remove_file, file.name, os.getpid())
+
+    def become_child(self, index: int) -> None:
+        """Use the slot of pool process ``index`` from now on; whatever its predecessor left there is gone."""
+        if index >= _SLOTS:
+            raise ValueError(f"a pool of more than {_SLOTS} processes is not supported")
+        path = os.environ.get(_PATH_VARIABLE)
+        if not self._is_shared and path is not None:  # spawned, not forked
+            with Path(path).open("r+b") as file:
+                self._memory = mmap.mmap(file.fileno(), _BYTES)
+        self._slot = _HEADER_BYTES + index * _SLOT.size
+        self._own = set()
+        self._lock = threading.Lock()
+        _SLOT.pack_into(self._memory, self._slot, os.getpid(), 0)
+
+    @property
+    def is_child(self) -> bool:
+        """Whether this is a process of a prefork pool."""
+        return self._slot is not None
+
+    def begin(self, token: int) -> None:
+        with self._lock:
+            self._own.add(token)
+        if self._slot is not None:
+            _SLOT.pack_into(self._memory, self._slot, os.getpid(), token)
+
+    def end(self, token: int) -> None:
+        with self._lock:
+            self._own.discard(token)
+        if self._slot is not None:
+            _SLOT.pack_into(self._memory, self._slot, os.getpid(), 0)
+
+    def list_executions(self) -> set[Execution]:
+        """Return what this process and its children execute, those included that have died since."""
+        with self._lock:
+            found = {Execution(os.getpid(), token) for token in self._own}
+        for index in range(_SLOTS):
+            process, token = _SLOT.unpack_from(self._memory, _HEADER_BYTES + index * _SLOT.size)
+            if process == 0:
+                break  # slots are taken from the first on
+            if token:
+                found.add(Execution(process, token))
+        return found
+
+    # --- the heartbeat --------------------------------------------------------------------------------------------
+
+    def note_beat(self, incarnation: str) -> None:
+        _HEADER.pack_into(self._memory, 0, time.monotonic(), incarnation.encode())
+
+    @property
+    def incarnation(self) -> str:
+        """The worker's present incarnation; empty before it has one."""
+        _, incarnation = _HEADER.unpack_from(self._memory, 0)
+        return bytes(incarnation).rstrip(b"\0").decode()
+
+    @property
+    def seconds_since_beat(self) -> float:
+        at, _ = _HEADER.unpack_from(self._memory, 0)
+        return time.monotonic() - float(at)
+
+
+def _remove_file(name: str, owner: int) -> None:
+    if os.getpid() == owner:  # a forked child runs its parent's exit functions as well
+        Path(name).unlink(missing_ok=True)
+
+
+def is_alive(process: int) -> bool:
+    """Tell whether a process of this machine exists (or is not yet reaped)."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

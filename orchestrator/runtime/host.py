@@ -1,0 +1,145 @@
+"""The core's host on Celery: reads signatures, encodes with the codec, decodes by annotation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery
+from celery.app.task import Task
+from celery.canvas import Signature, maybe_signature
+
+from orchestrator import codec, errors
+from orchestrator.core.host import Call
+from orchestrator.core.records import Compensation, Failure, Outcome, Payload
+from orchestrator.core.retry import COMPENSATION_RETRY, RetryPolicy
+from orchestrator.runtime.registry import Registry
+from orchestrator.runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from orchestrator.runtime.known import KnownTasks
+
+logger = logging.getLogger("orchestrator.workflow")
+
+#: Options of a signature that hold for a step's message; Celery's own bookkeeping of ids and canvas does not.
+_NOT_OPTIONS = frozenset(
+    ("task_id", "root_id", "parent_id", "group_id", "group_index", "chord", "chain", "reply_to", "stamped_headers")
+)
+
+
+class CeleryHost:
+    """What ``decide()`` asks; one for all passes of an app."""
+
+    def __init__(self, app: Celery, registry: Registry, known: KnownTasks, settings: Settings) -> None:
+        self.app = app
+        self.registry = registry
+        self.known = known
+        self.settings = settings
+
+    # --- signatures -----------------------------------------------------------------------------------------------
+
+    def read_members(self, step: object) -> Sequence[object] | None:
+        """Return the members of a group of plain signatures, ``None`` for anything else."""
+        if isinstance(step, Signature) and step.subtask_type == "group":
+            return list(step.tasks)
+        return None
+
+    def read_call(self, step: object, item: tuple[Any, ...] = ()) -> Call:
+        """Read a signature or a bare task, ``item`` going before its arguments; refuse what cannot be a step."""
+        signature = self._signature(step)
+        name = signature.task
+        args = (*item, *signature.args)
+        self._check_arguments(name, args, signature.kwargs)
+        defaults = self.registry.find_defaults(name)
+        return Call(
+            name,
+            codec.encode_arguments(args, signature.kwargs, f"the arguments of {name}", self.settings.max_payload_bytes),
+            self._options(signature),
+            self.registry.find_plan(name),
+            defaults.retry,
+            defaults.timeout_seconds,
+        )
+
+    def read_compensation(self, compensate: object, retry: RetryPolicy | None = None) -> Compensation:
+        """Read what ``compensate=`` or ``ctx.compensate`` was given."""
+        signature = self._signature(compensate)
+        name = signature.task
+        limit = self.settings.max_payload_bytes
+        return Compensation(
+            name,
+            codec.encode_arguments(signature.args, signature.kwargs, f"the arguments of {name}", limit),
+            "nothing" if signature.immutable else "result",
+            self._options(signature),
+            retry or self.registry.find_defaults(name).retry or COMPENSATION_RETRY,
+        )
+
+    def _signature(self, step: object) -> Any:
+        if isinstance(step, Task):
+            step = step.s()
+        signature = maybe_signature(step, app=self.app) if isinstance(step, dict) else None
+        if signature is None:
+            raise errors.ContextMisused(f"a step is a Celery signature (or a task without arguments), not {step!r}")
+        if signature.subtask_type:
+            raise errors.ContextMisused(f"a {signature.subtask_type} cannot be a step; run its tasks one by one")
+        task = self.app.tasks.get(signature.task)
+        if getattr(task, "is_workflow", False):
+            raise errors.ContextMisused(f"{signature.task} is a workflow; workflows cannot be steps")
+        if task is None and not self.known.on_live_worker(signature.task):
+            raise errors.UnknownTask(signature.task)
+        return signature
+
+    def _check_arguments(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        task = self.app.tasks.get(name)
+        if task is not None and task.typing:
+            task.__header__(*args, **kwargs)
+
+    def _options(self, signature: Any) -> dict[str, Any]:
+        options = {key: value for key, value in signature.options.items() if key not in _NOT_OPTIONS}
+        for name in ("eta", "expires"):
+            if isinstance(options.get(name), datetime) and options[name].tzinfo is None:
+                raise errors.NaiveDatetime(f"{name} of {signature.task}", options[name])
+        codec.encode(options, f"the options of {signature.task}", self.settings.max_payload_bytes)
+        return options
+
+    # --- values ---------------------------------------------------------------------------------------------------
+
+    def encode(self, value: object, what: str) -> Payload:
+        """Encode, or raise ``NotEncodable`` or ``PayloadTooLarge`` naming ``what``."""
+        return codec.encode(value, what, self.settings.max_payload_bytes)
+
+    def decode(self, payload: Payload, name: str, returns: object) -> Any:
+        """Decode the result of ``name``, as ``returns`` unless that is ``None``."""
+        if returns is not None:
+            return codec.decode(payload, returns)
+        task = self.app.tasks.get(name)
+        return codec.decode_leniently(payload, None if task is None else codec.annotations_of(task.run).returns)
+
+    def returns_of(self, function: Callable[..., Any]) -> object:
+        """Return the type that a function says it returns."""
+        return codec.annotations_of(function).returns
+
+    def perform(
+        self, function: Callable[..., Any], args: tuple[Any, ...]
+    ) -> tuple[Outcome, Payload | None, Failure | None]:
+        """Run a ``ctx.local`` function."""
+        name = getattr(function, "__qualname__", repr(function))
+        return Outcome.SUCCEEDED, self.encode(function(*args), f"the result of {name}"), None
+
+    def describe(self, error: BaseException) -> Failure:
+        """Return what of an exception is recorded."""
+        return codec.describe_error(error)
+
+    def logger(self, is_replaying: Callable[[], bool]) -> logging.LoggerAdapter[logging.Logger]:
+        """Return a logger that is silent while ``is_replaying()``."""
+        return _QuietLogger(logger, is_replaying)
+
+
+class _QuietLogger(logging.LoggerAdapter[logging.Logger]):
+    def __init__(self, own: logging.Logger, is_replaying: Callable[[], bool]) -> None:
+        super().__init__(own)
+        self._is_replaying = is_replaying
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - the name is logging's
+        return not self._is_replaying() and super().isEnabledFor(level)

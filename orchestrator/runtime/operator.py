@@ -1,0 +1,112 @@
+"""What a person does to an instance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import Connection
+
+from orchestrator import codec, errors
+from orchestrator.core.records import Failure, Kind, Outcome, State
+from orchestrator.runtime import settling
+from orchestrator.runtime.change import Change
+from orchestrator.runtime.coordinator import RELEASED, Coordinator
+from orchestrator.runtime.dispatch import Dispatcher
+from orchestrator.store import history
+from orchestrator.store.history import HistoryRow, StepKey
+from orchestrator.store.instances import Instance
+
+_PATIENCE_SECONDS = 10.0
+
+
+class Operator:
+    """Repeats and skips compensations."""
+
+    def __init__(self, coordinator: Coordinator, dispatcher: Dispatcher) -> None:
+        self.coordinator = coordinator
+        self.dispatcher = dispatcher
+
+    def retry_compensation(self, instance: Instance, seq: int) -> None:
+        """Run a compensation again: now, if it waits for its next attempt; as a new record, if it has failed."""
+
+        def prepare(connection: Connection, locked: Instance) -> Change:
+            row = self._find_compensation(connection, locked, seq)
+            if row.state is State.SCHEDULED:
+                return self.coordinator.schedule_again(row, {}, 0.0)
+            self._check_failed(row)
+            return self._repeat(connection, locked, row)
+
+        self._do(instance, "retry-compensation", prepare)
+
+    def skip_compensation(self, instance: Instance, seq: int, reason: str) -> None:
+        """Take a compensation as dealt with by hand."""
+        if not reason.strip():
+            raise errors.InvalidOperation("skip_compensation needs a reason; it is kept with the record")
+
+        def prepare(connection: Connection, locked: Instance) -> Change:
+            row = self._find_compensation(connection, locked, seq)
+            resolution = {"resolution": f"skipped: {reason}"}
+            if row.state in (State.SCHEDULED, State.HELD):
+                failure = Failure("orchestrator.errors.CompensationSkipped", ("builtins.Exception",), reason)
+                values = {**RELEASED, **resolution, "state": State.SETTLED}
+                return self.coordinator.settle(
+                    connection, locked, row, values, Outcome.FAILED, None, codec.dump(failure), makes_pass=False
+                )
+            self._check_failed(row)
+            change = Change(notes=[(row, resolution)])
+            remaining = [entry for entry in settling.list_not_undone(locked) if entry.seq != row.seq]
+            settling.settle_not_undone(locked, change, remaining)
+            return change
+
+        self._do(instance, "skip-compensation", prepare)
+
+    def _do(self, instance: Instance, purpose: str, prepare: Callable[[Connection, Instance], Change]) -> None:
+        outbox = self.coordinator.transact(purpose, instance.id, instance.generation, prepare, _PATIENCE_SECONDS)
+        self.dispatcher.deliver(outbox)
+
+    def _find_compensation(self, connection: Connection, instance: Instance, seq: int) -> HistoryRow:
+        """Return the compensation recorded as ``seq``, or the one that undoes step ``seq``."""
+        key = StepKey(instance.id, instance.generation, instance.run, seq)
+        row = history.find_row(connection, key)
+        if row is not None and row.kind is not Kind.COMPENSATION:
+            row = history.find_undoing(connection, key)
+        if row is None:
+            raise errors.InvalidOperation(f"{instance.id} has no compensation {seq}, and none that undoes step {seq}")
+        return row
+
+    def _check_failed(self, row: HistoryRow) -> None:
+        where = f"compensation {row.seq} ({row.name}) of {row.instance_id}"
+        if row.state is not State.SETTLED:
+            raise errors.InvalidOperation(f"{where} is {row.state}; wait until its attempt has ended")
+        if row.outcome is Outcome.SUCCEEDED:
+            raise errors.InvalidOperation(f"{where} has succeeded")
+        if row.resolution is not None:
+            raise errors.InvalidOperation(f"{where} has been dealt with: {row.resolution}")
+
+    def _repeat(self, connection: Connection, instance: Instance, row: HistoryRow) -> Change:
+        rows = history.load_rows(connection, instance.id, instance.run)
+        repeated = [r for r in rows if r.seq < 0]
+        if any(r.undoes == row.undoes and r.state is not State.SETTLED for r in repeated):
+            raise errors.InvalidOperation(f"compensation {row.seq} of {instance.id} is being repeated already")
+        # below zero: what an operator asked for is no part of what the workflow asked for, and no replay sees it
+        seq = min([r.seq for r in repeated], default=0) - 1
+        new = {
+            "instance_id": instance.id,
+            "generation": instance.generation,
+            "run": instance.run,
+            "seq": seq,
+            "kind": Kind.COMPENSATION,
+            "name": row.name,
+            "scope": row.scope,
+            "undoes": row.undoes,
+            "after_order": instance.next_order - 1,
+            "arguments": row.arguments,
+            "options": row.options,
+            "passes": row.passes,
+            "retry": row.retry,
+            "scheduled_at": self.coordinator.clock(),
+            **self.coordinator.first_dispatch(None, row.message_options),
+        }
+        change = Change(new_rows=[new])
+        change.outbox.steps.append(HistoryRow(**{**history.FRESH, **new}))
+        return change

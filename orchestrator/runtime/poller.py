@@ -1,0 +1,269 @@
+"""What the clock drives: timers, timeouts, lost steps, work that was never delivered.
+
+Every worker runs one; they need no leader, because each piece of work is taken by a conditional UPDATE.  The poller
+runs no workflow code: a pass that it makes due is published as a message.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from kombu.exceptions import KombuError
+from sqlalchemy import exc
+
+from orchestrator.core.attempts import AttemptLost
+from orchestrator.core.records import Failure, Kind, State
+from orchestrator.runtime.coordinator import Coordinator, earliest
+from orchestrator.runtime.dispatch import HEADER, Dispatcher, read_header
+from orchestrator.runtime.executing import Executing, Execution, is_alive, token_of
+from orchestrator.runtime.finishing import Finisher
+from orchestrator.runtime.heartbeat import WorkerDescription
+from orchestrator.runtime.observer import Observer
+from orchestrator.runtime.queues import Queues
+from orchestrator.store import due, history, instances, workers
+from orchestrator.store.due import DueRecord, HeldClaim
+from orchestrator.store.engine import is_transient
+
+logger = logging.getLogger("orchestrator")
+
+#: How many records of each kind one poll takes on; a backlog is worked off without flooding the broker.
+BATCH = 200
+#: A lost publication is suspected after so long, if the queue is empty.
+EARLY_SECONDS = 2.0
+#: Between publications of one record: four times as long each, at most a day.
+BACKOFF, LONGEST_SECONDS = 4, 86400.0
+FORGET_WORKERS_AFTER, FORGET_EVERY_SECONDS = timedelta(days=1), 3600.0
+
+
+class Poller:
+    """A thread of each worker."""
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        dispatcher: Dispatcher,
+        finisher: Finisher,
+        executing: Executing,
+        queues: Queues,
+    ) -> None:
+        self.coordinator = coordinator
+        self.store = coordinator.store
+        self.settings = coordinator.settings
+        self.dispatcher = dispatcher
+        self.finisher = finisher
+        self.executing = executing
+        self.queues = queues
+        self.observer = Observer(self.settings.heartbeat_limit)
+        self._interval = min(self.settings.poll_interval, self.settings.heartbeat_limit / 5)
+        self._suspects: set[tuple[str, int]] = set()
+        self._suspected_at = 0.0
+        self._early_at = self._forgot_at = time.monotonic()
+        self._unregistered: deque[Any] = deque()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="orchestrator-poller", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=self.settings.heartbeat_limit)
+
+    def _run(self) -> None:
+        parts: list[Callable[[], None]] = [
+            self.settle_unregistered,
+            self.give_back,
+            self.give_up_stale_workers,
+            self.give_up_orphans,
+            self.settle_due_records,
+            self.publish_early,
+            self.publish_owed_passes,
+            self.finish_ended,
+            self.forget_workers,
+        ]
+        while not self._stopping.wait(self._seconds_to_next()):
+            for part in parts:
+                try:
+                    part()
+                except (exc.SQLAlchemyError, OSError, KombuError) as error:
+                    level = logging.WARNING if is_transient(error) else logging.ERROR
+                    logger.log(level, "%s: will be tried again: %r", part.__name__, error, exc_info=level > 30)
+                except Exception:
+                    logger.exception("%s failed; the poller goes on", part.__name__)
+
+    def _seconds_to_next(self) -> float:
+        """Sleep until something is due, or for the poll interval."""
+        try:
+            with self.store.read("next-due") as connection:
+                moment = due.find_next_due(connection)
+        except exc.SQLAlchemyError:
+            return self._interval
+        if moment is None:
+            return self._interval
+        remaining = (moment - self.coordinator.clock()).total_seconds()
+        return min(self._interval, max(0.02, remaining))
+
+    # --- what other threads tell --------------------------------------------------------------------------------
+
+    def welcome(self, own: WorkerDescription) -> None:
+        """A new incarnation may have the code that blocked instances wait for: let it try."""
+        with self.store.begin("retry-blocked") as connection:
+            instances.owe_blocked_passes(connection, own.workflows, self.coordinator.clock())
+
+    def note_unregistered(self, message: Any = None, **_kwargs: Any) -> None:
+        """A step's message came to this worker, which does not know its task (Celery's ``task_unknown``)."""
+        header = message.headers.get(HEADER) if message is not None else None
+        if header is not None:
+            self._unregistered.append(header)
+
+    def settle_unregistered(self) -> None:
+        """Let another worker have the step, a few times; then it is settled: no worker there knows its task."""
+        while self._unregistered:
+            key, dispatch = read_header(self._unregistered[0])
+            self.dispatcher.deliver(self.coordinator.pass_on(key, dispatch))
+            self._unregistered.popleft()
+
+    # --- claims whose holder is gone ------------------------------------------------------------------------------
+
+    def give_back(self) -> None:
+        """Give back what is claimed under this worker's incarnation and no process of it executes."""
+        incarnation = self.executing.incarnation
+        if not incarnation:
+            return
+        # claims first, executions afterwards: a claim that is in the store was announced before it was made
+        with self.store.read("own-claims") as connection:
+            claims = due.list_claims(connection, incarnation)
+        executions = self.executing.list_executions()
+        alive = {process for process in {c.claimant.process for c in claims} if is_alive(process)}
+        forgotten: set[tuple[str, int]] = set()
+        for claim in claims:
+            if claim.claimant.process not in alive:
+                self._lose(claim, f"the pool process {claim.claimant.process} ended")
+            elif Execution(claim.claimant.process, token_of(claim.key, claim.dispatch)) not in executions:
+                forgotten.add((claim.key.idempotency_key, claim.dispatch))
+                if (claim.key.idempotency_key, claim.dispatch) in self._suspects:
+                    self._lose(claim, f"process {claim.claimant.process} no longer executes it")
+        # a process that is alive is believed only when it has been seen not to execute its claim twice, a beat apart
+        if time.monotonic() - self._suspected_at >= self.settings.heartbeat_limit / 5 or not forgotten:
+            self._suspects, self._suspected_at = forgotten, time.monotonic()
+
+    def give_up_stale_workers(self) -> None:
+        """Mark incarnations dead whose heartbeat stood still for the whole limit."""
+        with self.store.read("beats") as connection:
+            beats = workers.list_beats(connection)
+        stale = self.observer.list_stale(beats, time.monotonic())
+        for incarnation, beat in stale.items():
+            if incarnation == self.executing.incarnation:
+                continue
+            with self.store.begin("give-up-worker") as connection:
+                if workers.mark_dead(connection, incarnation, beat, self.coordinator.clock()):
+                    logger.warning("worker incarnation %s is given up: its heartbeat stood still", incarnation)
+
+    def give_up_orphans(self) -> None:
+        """Give up what is claimed under incarnations that are dead."""
+        with self.store.read("orphaned-claims") as connection:
+            claims = due.list_orphaned_claims(connection, BATCH)
+        for claim in claims:
+            self._lose(claim, f"the worker that ran it is gone (incarnation {claim.claimant.incarnation})")
+
+    def _lose(self, claim: HeldClaim, reason: str) -> None:
+        logger.warning("step %d of %s lost an attempt: %s", claim.key.seq, claim.key.instance_id, reason)
+        lost = AttemptLost(Failure("orchestrator.errors.AttemptLost", ("builtins.Exception",), reason))
+        _, outbox = self.coordinator.end_attempt(claim.key, claim.attempt, lost, makes_pass=False)
+        self.dispatcher.deliver(outbox)
+
+    # --- what is due ----------------------------------------------------------------------------------------------
+
+    def settle_due_records(self) -> None:
+        """Fire timers, settle what timed out or expired, publish what is to be claimed from now on."""
+        now = self.coordinator.clock()
+        with self.store.read("due-records") as connection:
+            records = due.list_due_records(connection, now, BATCH)
+        for record in records:
+            moment = earliest(record.timeout_at, record.expires_at)
+            if record.kind is Kind.TIMER or (moment is not None and moment <= now):
+                self.dispatcher.deliver(self.coordinator.time_out(record.key))
+            elif record.state is State.SCHEDULED:
+                self._publish(record)
+
+    def _publish(self, record: DueRecord) -> None:
+        with self.store.read("publish") as connection:
+            row = history.find_row(connection, record.key)
+        if row is None or row.state is not State.SCHEDULED or (row.is_foreign and row.publications > 0):
+            return
+        if row.publications >= self.settings.max_publications and self.queues.is_empty(self.dispatcher.queue_of(row)):
+            reason = f"its message was published {row.publications} times and never led to a claim"
+            failure = Failure("orchestrator.errors.NeverClaimed", ("builtins.Exception",), reason)
+            self.dispatcher.deliver(self.coordinator.give_up_publishing(row, failure))
+            return
+        now = self.coordinator.clock()
+        again = now + timedelta(seconds=self._backoff(row.publications))
+        due_at = earliest(again, row.timeout_at, row.expires_at)
+        assert due_at is not None
+        # the next time is committed first, and the message is published with no lock held
+        with self.store.begin("publish") as connection:
+            taken = due.postpone_publication(connection, row, again, due_at, row.dispatched_at or now)
+        if taken:
+            self.dispatcher.publish_step(row)
+
+    def _backoff(self, publications: int) -> float:
+        return float(min(LONGEST_SECONDS, self.settings.publish_grace * BACKOFF**publications))
+
+    def publish_early(self) -> None:
+        """Publish again before the grace has passed what should be in a queue that is empty."""
+        if time.monotonic() - self._early_at < EARLY_SECONDS:
+            return
+        self._early_at = time.monotonic()
+        now = self.coordinator.clock()
+        grace = timedelta(seconds=self.settings.publish_grace)
+        with self.store.read("unclaimed") as connection:
+            rows = due.list_published_once(connection, now + grace - timedelta(seconds=EARLY_SECONDS), BATCH)
+            owed = instances.list_owed_passes(connection, now + grace - timedelta(seconds=EARLY_SECONDS), BATCH)
+        for row in rows:
+            if self.queues.is_empty(self.dispatcher.queue_of(row)):
+                self._publish(DueRecord(row.key, row.kind, row.state, None, None, None, now))
+        for each in owed:
+            if each.pass_publications <= 1 and self.queues.is_empty(each.queue):
+                self._publish_pass(each)
+
+    def publish_owed_passes(self) -> None:
+        """Ring the bell again for passes that nobody made."""
+        now = self.coordinator.clock()
+        with self.store.read("owed-passes") as connection:
+            owed = instances.list_owed_passes(connection, now, BATCH)
+        for each in owed:
+            self._publish_pass(each)
+
+    def _publish_pass(self, owed: instances.OwedPass) -> None:
+        again = self.coordinator.clock() + timedelta(seconds=self._backoff(owed.pass_publications))
+        with self.store.begin("publish-pass") as connection:
+            taken = instances.postpone_pass(connection, owed, again)
+        if taken:
+            self.dispatcher.republish_pass(owed)
+
+    def finish_ended(self) -> None:
+        """Pay what endings still owe to Celery."""
+        now = self.coordinator.clock()
+        with self.store.read("due-finishes") as connection:
+            finishes = instances.list_due_finishes(connection, now, BATCH)
+        for instance_id, generation, attempts, due_at in finishes:
+            again = now + timedelta(seconds=self._backoff(attempts))
+            with self.store.begin("finish") as connection:
+                taken = instances.postpone_finish(connection, instance_id, generation, due_at, again)
+            if taken:
+                self.finisher.finish(instance_id, generation)
+
+    def forget_workers(self) -> None:
+        """Forget incarnations that ended long ago."""
+        if time.monotonic() - self._forgot_at < FORGET_EVERY_SECONDS:
+            return
+        self._forgot_at = time.monotonic()
+        with self.store.begin("forget-workers") as connection:
+            workers.forget_workers(connection, self.coordinator.clock() - FORGET_WORKERS_AFTER)

@@ -1,0 +1,79 @@
+"""What was registered beside tasks: compensations and defaults.
+
+Decorators run at import, when Celery's tasks may still be promises; nothing here looks at one before it is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from orchestrator.core.records import Compensation
+from orchestrator.core.retry import RetryPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class ActivityDefaults:
+    """What ``@orchestrator.activity`` sets for a task."""
+
+    retry: RetryPolicy | None = None
+    timeout_seconds: float | None = None
+    unknown_on: tuple[type[BaseException], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredCompensation:
+    """What ``@orchestrator.compensates`` sets for a task."""
+
+    task: Any
+    pass_step: bool = False
+    retry: RetryPolicy | None = None
+    always: bool = False
+
+    def plan(self, retry: RetryPolicy | None) -> Compensation:
+        return Compensation(
+            self.task.name, passes="step" if self.pass_step else "result", retry=retry, always=self.always
+        )
+
+
+class Registry:
+    """Compensations and defaults, by task name."""
+
+    def __init__(self) -> None:
+        self._pending: list[Callable[[], None]] = []
+        self._compensations: dict[str, RegisteredCompensation] = {}
+        self._defaults: dict[str, ActivityDefaults] = {}
+
+    def add_compensation(self, task: Any, compensation: RegisteredCompensation) -> None:
+        self._pending.append(lambda: self._compensations.__setitem__(task.name, compensation))
+
+    def add_defaults(self, task: Any, defaults: ActivityDefaults) -> None:
+        self._pending.append(lambda: self._defaults.__setitem__(task.name, defaults))
+
+    def _resolve(self) -> None:
+        while self._pending:
+            self._pending.pop(0)()
+
+    def find_compensation(self, task_name: str) -> RegisteredCompensation | None:
+        self._resolve()
+        return self._compensations.get(task_name)
+
+    def find_plan(self, task_name: str) -> Compensation | None:
+        """Return the compensation registered for a task, as it is recorded with a step."""
+        registered = self.find_compensation(task_name)
+        if registered is None:
+            return None
+        return registered.plan(registered.retry or self.find_defaults(registered.task.name).retry)
+
+    def find_defaults(self, task_name: str) -> ActivityDefaults:
+        self._resolve()
+        return self._defaults.get(task_name, _NO_DEFAULTS)
+
+
+_NO_DEFAULTS = ActivityDefaults()
+
+
+def seconds(value: float | timedelta | None) -> float | None:
+    return value.total_seconds() if isinstance(value, timedelta) else value

@@ -1,0 +1,74 @@
+"""Running the workflow functions that are registered in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from celery import Celery
+
+from orchestrator import codec, errors
+from orchestrator.core.host import Host
+from orchestrator.core.records import Broken, Decision, Failed
+from orchestrator.core.replay import decide
+from orchestrator.store.history import HistoryRow, as_history
+from orchestrator.store.instances import Instance
+
+_in_pass: ContextVar[bool] = ContextVar("orchestrator_in_pass", default=False)
+
+
+class RegisteredWorkflows:
+    """The workflows of an app."""
+
+    def __init__(self, app: Celery, host: Host) -> None:
+        self.app = app
+        self.host = host
+
+    def find(self, workflow: str) -> Any | None:
+        """Return the workflow's task, ``None`` where it is not registered here."""
+        task = self.app.tasks.get(workflow)
+        return task if getattr(task, "is_workflow", False) else None
+
+    def knows(self, workflow: str) -> bool:
+        return self.find(workflow) is not None
+
+    def names(self) -> list[str]:
+        return sorted(name for name, task in self.app.tasks.items() if getattr(task, "is_workflow", False))
+
+    def decide(self, instance: Instance, rows: list[HistoryRow]) -> Decision:
+        """Make a pass of an instance over what it has recorded."""
+        task = self.find(instance.workflow)
+        if task is None:
+            raise errors.UnknownWorkflow(instance.workflow)
+        history = as_history(instance, sorted(rows, key=lambda row: row.seq))
+        try:
+            args, kwargs = codec.decode_arguments(instance.input, codec.annotations_of(task.function), 1, strict=True)
+        except errors.ResultMismatch as error:
+            failure = codec.describe_error(error)
+            # before the first step it is the input that is wrong; later on it is the deploy that no longer takes it
+            return Decision(Broken(failure) if history.records else Failed(failure, undone=False, fully=True))
+        with _inside_pass():
+            return decide(task.function, tuple(args), kwargs, history, self.host)
+
+
+@contextmanager
+def _inside_pass() -> Iterator[None]:
+    token = _in_pass.set(True)
+    try:
+        yield
+    finally:
+        _in_pass.reset(token)
+
+
+def refuse_sending_inside_passes(app: Celery) -> None:
+    """Make every way of sending a task raise while a workflow function runs: a replay would send it again."""
+    send_task = app.send_task
+
+    def send_outside_of_passes(name: str, *args: Any, **kwargs: Any) -> Any:
+        if _in_pass.get():
+            raise errors.SentInsideWorkflow(name)
+        return send_task(name, *args, **kwargs)
+
+    app.send_task = send_outside_of_passes

@@ -1,0 +1,55 @@
+"""Settings: ``orchestrator_*`` in the Celery configuration, or keyword arguments of ``Orchestrator``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from orchestrator.errors import ConfigurationError
+
+PREFIX = "orchestrator_"
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseModel):
+    """Durations are in seconds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    store: str | None = None
+    migrate: bool = True
+    heartbeat_limit: Seconds = 15.0
+    poll_interval: Seconds = 1.0
+    publish_grace: Seconds = 30.0
+    store_patience: Seconds = 600.0
+    max_lost: Annotated[int, Field(ge=0)] = 3
+    max_publications: Annotated[int, Field(ge=1)] = 6
+    max_pass_attempts: Annotated[int, Field(ge=1)] = 3
+    max_payload_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
+
+    @classmethod
+    def read(cls, conf: Mapping[str, Any], options: Mapping[str, Any]) -> Settings:
+        """Read the settings of an app; what ``Orchestrator`` was given goes before the app's configuration."""
+        values = {name: conf[PREFIX + name] for name in cls.model_fields if conf.get(PREFIX + name) is not None}
+        values.update({name: value for name, value in options.items() if value is not None})
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = PREFIX + ".".join(str(part) for part in first["loc"])
+            raise ConfigurationError(f"the setting {name} cannot be {first['input']!r}: {first['msg']}") from error
+
+    def require_store(self) -> str:
+        if self.store is None:
+            raise ConfigurationError(
+                "no store is set; give Orchestrator(app, store=…) or set orchestrator_store, "
+                "for example to sqlite:///sagas.db or postgresql+psycopg://localhost/shop"
+            )
+        return self.store
+
+
+#: Declared with ``app.add_defaults``, so that the keys are known wherever Celery reads its configuration from.
+DEFAULTS = {PREFIX + name: None for name in Settings.model_fields}

@@ -1,0 +1,150 @@
+"""What an outcome means for the instance: what it counts for, and what is told beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection
+
+from orchestrator import codec
+from orchestrator.core.attempts import AttemptDoubtful, AttemptSucceeded, Ended
+from orchestrator.core.records import Broken, Diverged, Failure, Kind, NotUndone, Outcome, State, Wake
+from orchestrator.runtime.change import Change, with_values
+from orchestrator.store import history
+from orchestrator.store.history import HistoryRow
+from orchestrator.store.instances import Instance, Status
+
+TIMED_OUT = "orchestrator.errors.StepTimedOut"
+
+
+# --- counting -----------------------------------------------------------------------------------------------------
+
+
+def count_down(instance: Instance, row: HistoryRow, values: Mapping[str, Any], *, is_closed: bool) -> int:
+    """Return what the instance still waits for once ``row`` has changed to ``values``.
+
+    Only a record that the current wait names counts; each once, because its mark is cleared when it was counted.
+    """
+    if row.awaited is None or row.awaited != instance.wait_number or instance.waiting == 0:
+        return instance.waiting
+    if row.wake is Wake.CLOSED and not is_closed:
+        return instance.waiting
+    is_failure = values.get("outcome", row.outcome) is not Outcome.SUCCEEDED
+    if row.wake is Wake.ALONE or (row.wake is Wake.FAILURE and is_failure):
+        return 0
+    return instance.waiting - 1
+
+
+def count_attempt(instance: Instance, cap: int, due_at: datetime) -> dict[str, Any]:
+    """Return the columns of an instance of which a pass is about to begin, or which has had too many."""
+    if instance.pass_attempts < cap:
+        return {"pass_attempts": instance.pass_attempts + 1, "pass_due_at": due_at}
+    return {
+        "status": Status.BLOCKED,
+        "pass_due_at": None,
+        "blocked": f"{instance.pass_attempts} passes were begun and never came back: running the workflow function "
+        f"{instance.workflow} seems to end its process; deploy code that does not, then resume the instance",
+    }
+
+
+def explain(ending: Diverged | Broken) -> str:
+    """Say in words why no code could go on."""
+    if isinstance(ending, Broken):
+        failure = ending.failure
+        return (
+            f"the workflow function raised {failure.type}: {failure.message}; nothing was undone: deploy code that "
+            f"does not, and it goes on\n{failure.traceback or ''}"
+        )
+    return (
+        f"step {ending.seq}: history has {ending.recorded!r}, the workflow asked for {ending.requested!r}; deploy code "
+        "that matches, or guard the change with ctx.patched()"
+    )
+
+
+def owe_pass(instance: Instance, change: Change, due_at: datetime) -> None:
+    """Leave the pass to whoever takes the message about it, or to the poller's."""
+    change.instance.update(pass_due_at=due_at, pass_publications=1)
+    change.outbox.owes_pass = with_values(instance, change.instance)
+
+
+# --- what the clock brings ----------------------------------------------------------------------------------------
+
+
+def settle_by_clock(row: HistoryRow, now: datetime) -> tuple[dict[str, Any], Outcome, str | None] | None:
+    """Return what a timer's instant, a step's timeout or its expiry makes of a record; ``None``: not due."""
+    settled = {"state": State.SETTLED, "publish_at": None, "expires_at": None, "due_at": None}
+    if row.kind is Kind.TIMER:
+        is_due = row.state is State.SCHEDULED and row.due_at is not None and row.due_at <= now
+        return (settled, Outcome.SUCCEEDED, None) if is_due else None
+    if row.state not in (State.SCHEDULED, State.RUNNING):
+        return None
+    if row.timeout_at is not None and row.timeout_at <= now:
+        message = f"no outcome within {row.timeout_seconds} s of its first dispatch"
+        failure = codec.dump(Failure(TIMED_OUT, ("builtins.TimeoutError", "builtins.Exception"), message))
+        if row.state is State.RUNNING or row.is_foreign:
+            # the attempt may be alive: it keeps its claim, and nothing is retried or undone before it has ended
+            return {"state": State.TIMED_OUT, "is_timed_out": True, "due_at": None}, Outcome.UNKNOWN, failure
+        return settled, outcome_unbegun(row), failure
+    if row.state is State.SCHEDULED and row.expires_at is not None and row.expires_at <= now:
+        failure = codec.dump(Failure("orchestrator.errors.StepWithdrawn", (), "it expired before it began"))
+        return settled, outcome_unbegun(row), failure
+    return None
+
+
+def outcome_unbegun(row: HistoryRow) -> Outcome:
+    """Return what becomes of a scheduled step that is not tried again."""
+    if row.is_in_doubt:
+        return Outcome.UNKNOWN
+    return Outcome.WITHDRAWN if row.attempt == 0 else Outcome.FAILED
+
+
+# --- attempts that were given up ----------------------------------------------------------------------------------
+
+
+def note_stray(
+    connection: Connection, instance: Instance, row: HistoryRow, attempt: int, ended: Ended, now: datetime
+) -> Change:
+    """Keep what an attempt that was given up came to after all, and name an effect that came after its undo."""
+    took_effect = isinstance(ended, AttemptSucceeded | AttemptDoubtful)
+    outcome = "succeeded" if isinstance(ended, AttemptSucceeded) else type(ended).__name__
+    strays = json.loads(row.strays) if row.strays else []
+    strays.append({"attempt": attempt, "ended": outcome, "at": now.isoformat()})
+    change = Change(notes=[(row, {"strays": json.dumps(strays)})])
+    undoing = history.find_undoing(connection, row.key) if took_effect else None
+    if undoing is not None and (undoing.attempt > 0 or undoing.state is State.SETTLED):
+        message = f"attempt {attempt} of step {row.seq} was given up, and took effect after its compensation had begun"
+        not_undone = [*list_not_undone(instance), NotUndone(undoing.seq, row.seq, undoing.name, message)]
+        change.instance["not_undone"] = dump_not_undone(not_undone)
+        if instance.status is Status.COMPENSATED:
+            change.instance["status"] = Status.COMPENSATION_FAILED
+    return change
+
+
+def list_not_undone(instance: Instance) -> list[NotUndone]:
+    """Return the compensations that failed and that no operator has dealt with."""
+    return [NotUndone(**entry) for entry in json.loads(instance.not_undone)] if instance.not_undone else []
+
+
+def dump_not_undone(entries: list[NotUndone]) -> str | None:
+    return json.dumps([dataclasses.asdict(entry) for entry in entries]) if entries else None
+
+
+def conclude_repair(connection: Connection, instance: Instance, change: Change, repair: HistoryRow) -> None:
+    """Take what an operator's repeated compensation undid from the list; with the last one the saga is undone."""
+    assert repair.undoes is not None
+    failed = history.find_undoing(connection, dataclasses.replace(repair.key, seq=repair.undoes))
+    if repair.outcome is not Outcome.SUCCEEDED or failed is None:
+        return
+    change.notes.append((failed, {"resolution": f"undone by the repeated compensation {repair.seq}"}))
+    remaining = [entry for entry in list_not_undone(instance) if entry.undoes != repair.undoes]
+    settle_not_undone(instance, change, remaining)
+
+
+def settle_not_undone(instance: Instance, change: Change, remaining: list[NotUndone]) -> None:
+    change.instance["not_undone"] = dump_not_undone(remaining)
+    if not remaining and instance.status is Status.COMPENSATION_FAILED:
+        change.instance["status"] = Status.COMPENSATED

@@ -1,0 +1,137 @@
+"""Starting instances: from the call, durable at once; or by the workflow's start task, once a worker recorded it."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import uuid
+from datetime import timedelta
+from typing import Any, Literal
+
+from celery.canvas import Signature
+from kombu.exceptions import KombuError
+from sqlalchemy import exc
+
+from orchestrator import codec, errors
+from orchestrator.runtime import finishing
+from orchestrator.runtime.coordinator import Coordinator
+from orchestrator.runtime.dispatch import Dispatcher
+from orchestrator.runtime.running import RegisteredWorkflows
+from orchestrator.runtime.workflow import WorkflowHandle, WorkflowTask, check_instance_id
+from orchestrator.store import instances
+from orchestrator.store.engine import is_transient
+from orchestrator.store.instances import Instance
+
+logger = logging.getLogger("orchestrator")
+
+START_HEADER = "orchestrator_start"
+
+#: How long a start task tries to reach the store before it gives its process back and is sent again with a delay.
+START_PATIENCE_SECONDS, START_DELAY_SECONDS = 5.0, 10.0
+
+
+class Starter:
+    """Records instances."""
+
+    def __init__(self, coordinator: Coordinator, dispatcher: Dispatcher, workflows: RegisteredWorkflows) -> None:
+        self.coordinator = coordinator
+        self.store = coordinator.store
+        self.dispatcher = dispatcher
+        self.workflows = workflows
+
+    # --- from the call --------------------------------------------------------------------------------------------
+
+    def start(self, signature: Any, instance_id: str | None, on_conflict: Literal["return", "raise"]) -> WorkflowHandle:
+        """Record an instance and publish its start task; see ``Orchestrator.start``."""
+        if on_conflict not in ("return", "raise"):
+            raise errors.InvalidOperation(f"on_conflict is {on_conflict!r}; it is 'return' or 'raise'")
+        task = self._workflow_of(signature)
+        instance_id = check_instance_id(instance_id) if instance_id is not None else str(uuid.uuid4())
+        text = task.encode_input(tuple(signature.args), signature.kwargs)
+        options = {key: value for key, value in signature.options.items() if key != "task_id"}
+        links = {"callbacks": options.get("link"), "errbacks": options.get("link_error")}
+        request = codec.encode({name: value for name, value in links.items() if value}, "the callbacks")
+        generation = secrets.token_hex(8)
+        queue = self.dispatcher.workflow_queue(task.name, options)
+        if not self._insert(instance_id, generation, task.name, queue, text, request):
+            existing = self._existing(instance_id, task.name, text, on_conflict)
+            return task.AsyncResult(existing.id)
+        args, kwargs = codec.plain_arguments(text)
+        try:
+            headers = {**options.pop("headers", {}), START_HEADER: {"generation": generation}}
+            task.apply_async(args, kwargs, task_id=instance_id, headers=headers, **options)
+        except (OSError, KombuError) as error:
+            logger.warning("%s is recorded, but could not be published; the poller will: %r", instance_id, error)
+        return task.AsyncResult(instance_id)
+
+    def _workflow_of(self, signature: Any) -> WorkflowTask:
+        if not isinstance(signature, Signature):
+            raise errors.UnknownWorkflow(repr(signature))
+        task = self.workflows.find(signature.task)
+        if task is None:
+            raise errors.UnknownWorkflow(signature.task)
+        found: WorkflowTask = task
+        return found
+
+    def _insert(
+        self, instance_id: str, generation: str, workflow: str, queue: str | None, text: str, request: str | None
+    ) -> bool:
+        now = self.coordinator.clock()
+        grace = timedelta(seconds=self.coordinator.settings.publish_grace)
+        with self.store.begin("start") as connection:
+            return instances.insert_instance(
+                connection,
+                instance_id=instance_id,
+                generation=generation,
+                workflow=workflow,
+                queue=queue,
+                arguments=text,
+                request=request,
+                now=now,
+                pass_due_at=now + grace,
+            )
+
+    def _existing(self, instance_id: str, workflow: str, text: str, on_conflict: str) -> Instance:
+        with self.store.read("start") as connection:
+            existing = instances.find_instance(connection, instance_id)
+        if existing is None:
+            raise errors.InstanceExists(instance_id, "and was deleted just now; try again")
+        if on_conflict == "raise":
+            raise errors.InstanceExists(instance_id, "")
+        if existing.workflow != workflow:
+            raise errors.InstanceExists(instance_id, f"of the workflow {existing.workflow}")
+        if existing.input != text:
+            raise errors.InstanceExists(instance_id, "with other input")
+        return existing
+
+    # --- from the start task --------------------------------------------------------------------------------------
+
+    def begin(self, task: WorkflowTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Record the instance that a start task names, unless it is recorded, and make its first pass."""
+        request = task.request
+        try:
+            generation = self.store.retrying(
+                lambda: self._record(task, request, args, kwargs), patience_seconds=START_PATIENCE_SECONDS
+            )
+        except (exc.SQLAlchemyError, errors.StoreUnreachable) as error:
+            if not is_transient(error):
+                raise
+            logger.warning("%s: the store is away, will be tried again: %r", request.id, error)
+            raise task.retry(exc=error, countdown=START_DELAY_SECONDS, max_retries=None) from error
+        self.dispatcher.deliver(self.coordinator.advance(request.id, generation))
+
+    def _record(self, task: WorkflowTask, request: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        header = getattr(request, START_HEADER, None)
+        if header is not None:
+            return str(header["generation"])
+        instance_id = check_instance_id(request.id)
+        text = codec.encode_arguments(tuple(args), kwargs, f"the input of {task.name}", None)
+        generation = secrets.token_hex(8)
+        queue = (request.delivery_info or {}).get("routing_key")
+        if self._insert(instance_id, generation, task.name, queue, text, finishing.request_of(request)):
+            return generation
+        with self.store.read("start") as connection:
+            existing = instances.find_instance(connection, instance_id)
+        if existing is None or (existing.workflow, existing.input) != (task.name, text):
+            raise errors.InstanceExists(instance_id, "with other input; this start is dropped")
+        return existing.generation

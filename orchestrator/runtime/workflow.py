@@ -1,0 +1,350 @@
+"""A workflow as a Celery task, and the handle of an instance."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from celery.app.task import Task
+from celery.exceptions import Ignore, TaskRevokedError
+from celery.exceptions import TimeoutError as CeleryTimeoutError
+from celery.result import AsyncResult, assert_will_not_block
+
+from orchestrator import codec, errors
+from orchestrator.core.records import Compensation, Failure, NotUndone
+from orchestrator.runtime import finishing, settling
+from orchestrator.runtime.owner import orchestrator_of
+from orchestrator.store import history, instances
+from orchestrator.store.history import HistoryRow
+from orchestrator.store.instances import Instance, Status
+
+if TYPE_CHECKING:
+    from orchestrator.runtime.app import Orchestrator
+
+CELERY_STATES = {
+    Status.PENDING: "PENDING",
+    Status.RUNNING: "STARTED",
+    Status.COMPENSATING: "COMPENSATING",
+    Status.COMPLETED: "SUCCESS",
+    Status.FAILED: "FAILURE",
+    Status.COMPENSATED: "FAILURE",
+    Status.COMPENSATION_FAILED: "FAILURE",
+    Status.CANCELLED: "REVOKED",
+    Status.TERMINATED: "REVOKED",
+    Status.BLOCKED: "BLOCKED",
+}
+
+
+class WorkflowTask(Task):
+    """What ``@orchestrator.workflow`` makes of a function.
+
+    ``delay`` and ``apply_async`` send a plain message, whose task records the instance; the instance id is the task id.
+    ``orchestrator.start`` is durable from the call on.
+    """
+
+    abstract = True
+    is_workflow = True
+    acks_late = True
+    typing = False
+    function: Callable[..., Any]
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> WorkflowHandle:
+        """Send the workflow's start task; arguments of any kind that the codec knows are refused or taken here."""
+        if self._get_app().conf.task_always_eager:
+            raise errors.EagerModeUnsupported(self.name)
+        if options.get("task_id") is not None:
+            check_instance_id(options["task_id"])
+        text = self.encode_input(tuple(args or ()), dict(kwargs or {}))
+        plain_args, plain_kwargs = codec.plain_arguments(text)
+        handle: WorkflowHandle = super().apply_async(plain_args, plain_kwargs, **options)
+        return handle
+
+    def encode_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """Return the input as it is recorded: bound to the function's parameters, checked against its annotations."""
+        bound = inspect.signature(self.function).bind(None, *args, **kwargs)
+        limit = orchestrator_of(self._get_app()).settings.max_payload_bytes
+        text = codec.encode_arguments(bound.args[1:], bound.kwargs, f"the input of {self.name}", limit)
+        try:
+            codec.decode_arguments(text, codec.annotations_of(self.function), 1, strict=True)
+        except errors.ResultMismatch as error:
+            raise errors.InputMismatch(self.name, str(error)) from error
+        return text
+
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> WorkflowHandle:  # noqa: N802 - the name is Celery's
+        """Return the handle of an instance."""
+        return WorkflowHandle(task_id, app=self._get_app(), task_name=self.name, **kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run as Celery does; called like a function it says how a workflow is started."""
+        if self.request.called_directly:
+            raise errors.ContextMisused(f"{self.name} is a workflow: start it with .delay() or orchestrator.start()")
+        return super().__call__(*args, **kwargs)
+
+
+def make_run(function: Callable[..., Any]) -> Callable[..., None]:
+    """Return the body of a workflow's Celery task: record the instance, and make its first pass."""
+
+    @functools.wraps(function)
+    def run(self: WorkflowTask, *args: Any, **kwargs: Any) -> None:
+        orchestrator_of(self._get_app()).starter.begin(self, args, kwargs)
+        raise Ignore  # its result is told when the instance has ended
+
+    return run
+
+
+def workflow_options(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Return what ``app.task`` is given to make a workflow of ``function``, or refuse it."""
+    if not inspect.isfunction(function):
+        raise errors.ContextMisused(f"a workflow is a function, not {function!r}")
+    name = function.__qualname__
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise errors.ContextMisused(f"{name} is async; a workflow is a plain function, its waits are calls of ctx")
+    if inspect.isgeneratorfunction(function):
+        raise errors.ContextMisused(
+            f"{name} is a generator; a workflow is a plain function, its waits are calls of ctx"
+        )
+    if not inspect.signature(function).parameters:
+        raise errors.ContextMisused(f"{name} takes no arguments; the first one of a workflow is its context")
+    return {**options, "bind": True, "base": WorkflowTask, "function": staticmethod(function)}
+
+
+def check_instance_id(instance_id: object) -> str:
+    if not isinstance(instance_id, str):
+        raise errors.InvalidInstanceId(instance_id, f"it is a {type(instance_id).__name__}, not a string")
+    if not 1 <= len(instance_id) <= 200:
+        raise errors.InvalidInstanceId(instance_id, f"it has {len(instance_id)} characters, 1 to 200 are allowed")
+    if not instance_id.isprintable():
+        raise errors.InvalidInstanceId(instance_id, "it has characters that cannot be printed")
+    return instance_id
+
+
+# --- what a handle tells ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What an instance is and has come to."""
+
+    instance_id: str
+    workflow: str
+    status: Status
+    run: int
+    args: list[Any]
+    kwargs: dict[str, Any]
+    result: Any
+    error: Failure | None
+    blocked: str | None
+    not_undone: list[NotUndone]
+    progress: str | None
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class InstancePage:
+    """Instances, newest first, and the ``cursor`` of the next page (``None``: there is none)."""
+
+    instances: list[Description]
+    cursor: str | None
+
+    def __iter__(self) -> Iterator[Description]:
+        return iter(self.instances)
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """One record of an instance, as ``handle.history()`` tells it; payloads are plain JSON values."""
+
+    seq: int
+    kind: str
+    name: str
+    scope: str
+    undoes: int | None
+    state: str
+    outcome: str | None
+    args: list[Any]
+    kwargs: dict[str, Any]
+    result: Any
+    error: Failure | None
+    late_outcome: str | None
+    attempts: int
+    lost: int
+    compensation: str | None
+    resolution: str | None
+    strays: str | None
+    scheduled_at: datetime
+    started_at: datetime | None
+    settled_at: datetime | None
+
+
+def read_statuses(status: str | Iterable[str] | None) -> list[Status] | None:
+    if status is None:
+        return None
+    try:
+        return [Status(each) for each in ([status] if isinstance(status, str) else status)]
+    except ValueError as error:
+        raise errors.InvalidOperation(f"{error}; statuses are {', '.join(Status)}") from error
+
+
+def describe(instance: Instance, attributes: dict[str, Any]) -> Description:
+    args, kwargs = codec.plain_arguments(instance.input)
+    return Description(
+        instance.id,
+        instance.workflow,
+        instance.status,
+        instance.run,
+        list(args),
+        kwargs,
+        codec.decode(instance.result) if instance.result is not None else None,
+        codec.load(Failure, instance.failure) if instance.failure else None,
+        instance.blocked if instance.status is Status.BLOCKED else None,
+        settling.list_not_undone(instance),
+        instance.progress,
+        instance.created_at,
+        instance.started_at,
+        instance.ended_at,
+        attributes,
+    )
+
+
+def history_entry(row: HistoryRow) -> HistoryEntry:
+    args, kwargs = codec.plain_arguments(row.arguments) if row.arguments else ([], {})
+    plan = codec.load(Compensation, row.compensation).name if row.compensation else None
+    return HistoryEntry(
+        row.seq,
+        str(row.kind),
+        row.name,
+        row.scope,
+        row.undoes,
+        str(row.state),
+        str(row.outcome) if row.outcome else None,
+        list(args),
+        kwargs,
+        codec.decode(row.result) if row.result is not None else None,
+        codec.load(Failure, row.failure) if row.failure else None,
+        str(row.late_outcome) if row.late_outcome else None,
+        row.attempt,
+        row.lost,
+        plan,
+        row.resolution,
+        row.strays,
+        row.scheduled_at,
+        row.started_at,
+        row.settled_at,
+    )
+
+
+class WorkflowHandle(AsyncResult):
+    """An instance.  A Celery ``AsyncResult`` that reads the store, so that it needs no result backend."""
+
+    poll_seconds = (0.02, 0.5)
+
+    @property
+    def _orchestrator(self) -> Orchestrator:
+        return orchestrator_of(self.app)
+
+    def _find(self) -> Instance | None:
+        return self._orchestrator.find_instance(self.id)
+
+    def _load(self) -> Instance:
+        instance = self._find()
+        if instance is None:
+            raise errors.UnknownInstance(self.id)
+        return instance
+
+    def _get_task_meta(self) -> dict[str, Any]:
+        instance = self._find()
+        if instance is None:  # not recorded yet, as far as anybody can tell
+            return {"status": "PENDING", "result": None, "traceback": None, "children": []}
+        result: Any = None
+        if instance.status is Status.COMPLETED:
+            result = self._decode(instance)
+        elif instance.status in finishing.REVOKED:
+            result = TaskRevokedError(str(instance.status))
+        elif instance.status.is_final:
+            result = finishing.failure_of(instance)
+        return {
+            "status": CELERY_STATES[instance.status],
+            "result": result,
+            "traceback": getattr(result, "traceback", None),
+            "date_done": instance.ended_at,
+            "name": instance.workflow,
+        }
+
+    def _decode(self, instance: Instance) -> Any:
+        task = self._orchestrator.workflows.find(instance.workflow)
+        returns = None if task is None else codec.annotations_of(task.function).returns
+        return codec.decode_leniently(instance.result or "null", returns)
+
+    def get(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        interval: float | None = None,
+        disable_sync_subtasks: bool = True,
+        **_options: Any,
+    ) -> Any:
+        """Wait, at most ``timeout`` seconds, until the instance has ended, and return its result.
+
+        Raises the workflow's error (a ``WorkflowFailed`` that is also of the original class), ``TaskRevokedError`` for
+        one that was cancelled or terminated, and Celery's ``TimeoutError``.
+        """
+        if disable_sync_subtasks:
+            assert_will_not_block()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause, longest = (interval, interval) if interval else self.poll_seconds
+        while True:
+            instance = self._find()
+            if instance is not None and instance.status.is_final:
+                break
+            if deadline is not None and time.monotonic() >= deadline:
+                state = "not recorded yet" if instance is None else str(instance.status)
+                raise CeleryTimeoutError(f"instance {self.id} is {state} after {timeout} s")
+            left = pause if deadline is None else min(pause, max(0.0, deadline - time.monotonic()))
+            time.sleep(left)
+            pause = min(pause * 1.5, longest)
+        result = self._get_task_meta()["result"]
+        if propagate and isinstance(result, Exception):
+            raise result
+        return result
+
+    wait = get
+
+    @property
+    def instance_status(self) -> str:
+        """The status of the instance, ``PENDING`` for one that is not recorded yet."""
+        instance = self._find()
+        return str(Status.PENDING if instance is None else instance.status)
+
+    def describe(self) -> Description:
+        """Return what the instance is and has come to.  Raises ``UnknownInstance``."""
+        instance = self._load()
+        with self._orchestrator.store.read("describe") as connection:
+            return describe(instance, instances.load_attributes(connection, self.id))
+
+    def history(self) -> list[HistoryEntry]:
+        """Return the records of the present run by ``seq``; an operator's own have numbers below zero."""
+        instance = self._load()
+        with self._orchestrator.store.read("history") as connection:
+            return [history_entry(row) for row in history.load_rows(connection, self.id, instance.run)]
+
+    def retry_compensation(self, seq: int) -> None:
+        """Run the compensation of step ``seq`` again, which failed or waits for its next attempt.
+
+        When the last one that failed has succeeded, ``COMPENSATION_FAILED`` becomes ``COMPENSATED``.
+        """
+        self._orchestrator.operator.retry_compensation(self._load(), seq)
+
+    def skip_compensation(self, seq: int, reason: str) -> None:
+        """Take the compensation of step ``seq`` as dealt with by hand; ``reason`` is kept with its record."""
+        self._orchestrator.operator.skip_compensation(self._load(), seq, reason)

@@ -1,0 +1,137 @@
+"""What the clock drives: publications, timers, timeouts, and claims whose holder is gone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, func, select, update
+
+from orchestrator.core.records import Kind, State
+from orchestrator.store.history import Claimant, HistoryRow, StepKey, list_rows
+from orchestrator.store.tables import finish, history, instance, worker
+
+_OPEN = (State.RUNNING, State.TIMED_OUT)
+
+
+@dataclass(frozen=True, slots=True)
+class DueRecord:
+    """A record at which the clock has something to do."""
+
+    key: StepKey
+    kind: Kind
+    state: State
+    publish_at: datetime | None
+    expires_at: datetime | None
+    timeout_at: datetime | None
+    due_at: datetime
+
+
+def list_due_records(connection: Connection, now: datetime, limit: int) -> list[DueRecord]:
+    columns = (
+        history.c.instance_id,
+        history.c.generation,
+        history.c.run,
+        history.c.seq,
+        history.c.kind,
+        history.c.state,
+        history.c.publish_at,
+        history.c.expires_at,
+        history.c.timeout_at,
+        history.c.due_at,
+    )
+    statement = select(*columns).where(history.c.due_at <= now).order_by(history.c.due_at).limit(limit)
+    return [
+        DueRecord(StepKey(r[0], r[1], r[2], r[3]), Kind(r[4]), State(r[5]), r[6], r[7], r[8], r[9])
+        for r in connection.execute(statement)
+    ]
+
+
+def list_published_once(connection: Connection, due_before: datetime, limit: int) -> list[HistoryRow]:
+    """Return scheduled records whose only publication so far is due to be repeated before ``due_before``."""
+    return list_rows(
+        connection,
+        (
+            history.c.due_at <= due_before,
+            history.c.state == State.SCHEDULED,
+            history.c.publications == 1,
+            history.c.publish_at.is_not(None),
+            history.c.is_foreign.is_(False),
+        ),
+        limit,
+    )
+
+
+def postpone_publication(
+    connection: Connection, row: HistoryRow, publish_at: datetime, due_at: datetime, dispatched_at: datetime
+) -> bool:
+    """Take the publication of a scheduled record on; ``False`` if another poller did, or it was claimed."""
+    statement = update(history).where(
+        history.c.instance_id == row.instance_id,
+        history.c.run == row.run,
+        history.c.seq == row.seq,
+        history.c.generation == row.generation,
+        history.c.state == State.SCHEDULED,
+        history.c.dispatch == row.dispatch,
+        history.c.publications == row.publications,
+    )
+    values = {
+        "publish_at": publish_at,
+        "due_at": due_at,
+        "publications": row.publications + 1,
+        "dispatched_at": dispatched_at,
+    }
+    return connection.execute(statement.values(**values)).rowcount == 1
+
+
+def find_next_due(connection: Connection) -> datetime | None:
+    """Return the next instant at which there is something to do."""
+    moments = [
+        connection.execute(select(func.min(column))).scalar()
+        for column in (history.c.due_at, instance.c.pass_due_at, finish.c.due_at)
+    ]
+    return min((moment for moment in moments if moment is not None), default=None)
+
+
+# --- claims -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class HeldClaim:
+    """A claim as it stands in the store."""
+
+    key: StepKey
+    attempt: int
+    dispatch: int
+    claimant: Claimant
+
+
+def list_claims(connection: Connection, incarnation: str) -> list[HeldClaim]:
+    """Return what is claimed under an incarnation."""
+    return _claims(connection, history.c.claim_incarnation == incarnation, None)
+
+
+def list_orphaned_claims(connection: Connection, limit: int) -> list[HeldClaim]:
+    """Return claims whose incarnation was given up, or is not known at all."""
+    alive = select(worker.c.incarnation).where(worker.c.dead_at.is_(None))
+    orphaned = history.c.claim_incarnation.is_not(None) & history.c.claim_incarnation.not_in(alive)
+    return _claims(connection, orphaned, limit)
+
+
+def _claims(connection: Connection, condition: object, limit: int | None) -> list[HeldClaim]:
+    statement = select(
+        history.c.instance_id,
+        history.c.generation,
+        history.c.run,
+        history.c.seq,
+        history.c.attempt,
+        history.c.dispatch,
+        history.c.claim_incarnation,
+        history.c.claim_process,
+    ).where(condition, history.c.state.in_(_OPEN))  # type: ignore[arg-type]
+    if limit is not None:
+        statement = statement.limit(limit)
+    return [
+        HeldClaim(StepKey(r[0], r[1], r[2], r[3]), r[4], r[5], Claimant(r[6], r[7]))
+        for r in connection.execute(statement)
+    ]

@@ -1,0 +1,214 @@
+"""Connections and transactions: made late, safe across forks, with the settings that the protocol needs.
+
+READ COMMITTED everywhere; SQLite writes begin with ``BEGIN IMMEDIATE`` (a plain ``BEGIN`` fails at once, ignoring the
+busy timeout, when it later needs the write lock).  The server ends a transaction that idles for longer than the
+heartbeat limit, so that a frozen process does not keep an instance locked.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import tenacity
+from sqlalchemy import Connection, Engine, create_engine, event, exc, make_url
+from sqlalchemy.pool import NullPool
+
+from orchestrator.errors import ConfigurationError, StoreUnreachable
+from orchestrator.store import migrations
+
+T = TypeVar("T")
+
+#: What the current transaction is for: ``claim``, ``settle``, ``advance`` … for logs, statistics and fault injection.
+current_purpose: ContextVar[str] = ContextVar("current_purpose", default="")
+
+_PERMANENT = (exc.IntegrityError, exc.ProgrammingError, exc.DataError, exc.NotSupportedError)
+
+
+class Conflict(Exception):
+    """Another process changed what this transaction was built on; it is rolled back and repeated."""
+
+
+class Store:
+    """A database.  Makes no connection before the first transaction; migrates the schema then, unless told not to."""
+
+    def __init__(self, url: str, *, idle_limit_seconds: float = 15.0, migrate: bool = True) -> None:
+        try:
+            self.url = make_url(url)
+            self.url.get_dialect()
+        except (exc.ArgumentError, exc.NoSuchModuleError, ImportError) as error:
+            raise ConfigurationError(f"the store URL {url!r} cannot be used: {error}") from error
+        self.idle_limit_seconds = idle_limit_seconds
+        self.migrate = migrate
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+        self._is_migrated = False
+        _stores.add(self)
+
+    @property
+    def backend(self) -> str:
+        """``sqlite``, ``postgresql``, ``mysql`` or ``mariadb``."""
+        return self.url.get_backend_name()
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.backend == "sqlite"
+
+    def describe(self) -> str:
+        """Return the URL without its password."""
+        return self.url.render_as_string(hide_password=True)
+
+    @contextmanager
+    def begin(self, purpose: str) -> Iterator[Connection]:
+        """Open a write transaction; it commits at the end of the block."""
+        with self._transaction(purpose, immediate=True) as connection:
+            yield connection
+
+    @contextmanager
+    def read(self, purpose: str) -> Iterator[Connection]:
+        """Open a transaction that only reads."""
+        with self._transaction(purpose, immediate=False) as connection:
+            yield connection
+
+    @contextmanager
+    def _transaction(self, purpose: str, *, immediate: bool) -> Iterator[Connection]:
+        engine = self._ready_engine()
+        token = current_purpose.set(purpose)
+        try:
+            with engine.connect() as connection:
+                if self.is_sqlite:
+                    connection = connection.execution_options(orchestrator_immediate=immediate)
+                with connection.begin():
+                    yield connection
+        finally:
+            current_purpose.reset(token)
+
+    def _ready_engine(self) -> Engine:
+        if self._engine is None or not self._is_migrated:
+            with self._lock:
+                if self._engine is None:
+                    self._engine = self._make_engine()
+                if not self._is_migrated:
+                    self._migrate(self._engine)
+                    self._is_migrated = True
+        return self._engine
+
+    def _migrate(self, engine: Engine) -> None:
+        try:
+            with engine.connect():
+                pass
+            if self.migrate:
+                migrations.upgrade(engine)
+        except exc.DBAPIError as error:
+            if is_transient(error):
+                raise StoreUnreachable(self.describe(), error.orig or error) from error
+            raise
+
+    def _make_engine(self) -> Engine:
+        if self.is_sqlite:
+            return _sqlite_engine(self.url)
+        options: dict[str, Any] = {"isolation_level": "READ COMMITTED", "pool_pre_ping": True, "pool_size": 5}
+        limit = self.idle_limit_seconds
+        if self.backend == "postgresql":
+            options["connect_args"] = _postgresql_arguments(limit)
+            return create_engine(self.url, **options)
+        engine = create_engine(self.url, connect_args=_mysql_arguments(), pool_recycle=1800, **options)
+        event.listen(engine, "connect", lambda connection, _record: _limit_mysql_session(connection, limit))
+        return engine
+
+    def retrying(self, function: Callable[[], T], *, patience_seconds: float) -> T:
+        """Repeat ``function``, a whole transaction, while the database is away or tells it to try again.
+
+        Waits 50 ms at first, 2 s at most.  Raises the last error when ``patience_seconds`` have passed.
+        """
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_transient),
+            wait=tenacity.wait_random_exponential(multiplier=0.05, max=2.0),
+            stop=tenacity.stop_after_delay(patience_seconds),
+            reraise=True,
+        )
+        return retrying(function)
+
+    def dispose(self, *, close: bool = True) -> None:
+        """Let go of all pooled connections; ``close=False`` in a forked child, whose parent still uses them."""
+        if self._engine is not None:
+            self._engine.dispose(close=close)
+
+    def reset_after_fork(self) -> None:
+        # the lock may be held by a thread that does not exist in this process
+        self._lock = threading.Lock()
+        self.dispose(close=False)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Tell whether repeating the whole transaction can help: lost connections, deadlocks, a locked database."""
+    if isinstance(error, Conflict | StoreUnreachable | exc.TimeoutError):
+        return True
+    return isinstance(error, exc.DBAPIError) and not isinstance(error, _PERMANENT)
+
+
+_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for store in list(_stores):
+        store.reset_after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _sqlite_engine(url: Any) -> Engine:
+    if url.database in (None, "", ":memory:") or "mode=memory" in str(url):
+        raise ConfigurationError("an SQLite store in memory is one process's own; give a file, sqlite:///sagas.db")
+    # no pool: a connection is a file handle, and one carried over a fork corrupts the database
+    engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": 60, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def set_up(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver would begin by itself, and never IMMEDIATE
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        immediate = connection.get_execution_options().get("orchestrator_immediate", True)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+    return engine
+
+
+def _postgresql_arguments(limit_seconds: float) -> dict[str, Any]:
+    milliseconds = max(1000, int(limit_seconds * 1000))
+    seconds = max(1, int(limit_seconds / 3))
+    return {
+        "options": f"-c idle_in_transaction_session_timeout={milliseconds} -c tcp_keepalives_idle={seconds} "
+        f"-c tcp_keepalives_interval={seconds} -c tcp_keepalives_count=3 -c tcp_user_timeout={milliseconds}",
+        "connect_timeout": 5,
+        "keepalives_idle": seconds,
+        "keepalives_interval": seconds,
+        "keepalives_count": 3,
+    }
+
+
+def _mysql_arguments() -> dict[str, Any]:
+    return {"connect_timeout": 5, "read_timeout": 120, "write_timeout": 120, "charset": "utf8mb4"}
+
+
+def _limit_mysql_session(connection: Any, limit_seconds: float) -> None:
+    seconds = max(1, round(limit_seconds))
+    is_mariadb = "mariadb" in connection.get_server_info().lower()
+    with connection.cursor() as cursor:
+        if is_mariadb:
+            cursor.execute(f"SET SESSION idle_transaction_timeout={seconds}")
+        else:
+            # MySQL has no limit on idle transactions alone; the pool notices a closed connection before it is used
+            cursor.execute(f"SET SESSION wait_timeout={seconds}")

@@ -1,0 +1,387 @@
+"""History: one row per command, with how far it has come and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, exists, insert, select, update
+
+from orchestrator import codec
+from orchestrator.core.records import (
+    AttemptEnded,
+    Compensation,
+    Event,
+    Failure,
+    History,
+    Kind,
+    Outcome,
+    Payload,
+    Record,
+    Settled,
+    State,
+    Wake,
+)
+from orchestrator.core.retry import RetryPolicy
+from orchestrator.store.instances import Instance
+from orchestrator.store.tables import history, worker
+
+
+@dataclass(frozen=True, slots=True)
+class StepKey:
+    """One record of one life of one instance."""
+
+    instance_id: str
+    generation: str
+    run: int
+    seq: int
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every attempt and redelivery of the step, another for a purged id that is used again."""
+        return f"{self.instance_id}:{self.generation}:{self.run}:{self.seq}"
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryRow:
+    """A row of ``orchestrator_history``; payloads, retries and compensations are still text."""
+
+    instance_id: str
+    run: int
+    seq: int
+    generation: str
+    kind: Kind
+    name: str
+    scope: str
+    undoes: int | None
+    after_order: int
+    arguments: Payload | None
+    options: str | None
+    passes: str | None
+    compensation: str | None
+    inherits_compensation: bool
+    retry: str | None
+    timeout_seconds: float | None
+    is_foreign: bool
+    lane: int | None
+    state: State
+    attempt: int
+    failures: int
+    lost: int
+    is_in_doubt: bool
+    is_draining: bool
+    dispatch: int
+    celery_retries: int
+    publications: int
+    claim_incarnation: str | None
+    claim_process: int | None
+    awaited: int | None
+    wake: Wake | None
+    outcome: Outcome | None
+    settled_order: int | None
+    result: Payload | None
+    failure: str | None
+    is_timed_out: bool
+    late_outcome: Outcome | None
+    late_order: int | None
+    late_result: Payload | None
+    late_at: datetime | None
+    strays: str | None
+    resolution: str | None
+    scheduled_at: datetime
+    dispatched_at: datetime | None
+    started_at: datetime | None
+    settled_at: datetime | None
+    publish_at: datetime | None
+    expires_at: datetime | None
+    timeout_at: datetime | None
+    due_at: datetime | None
+
+    @property
+    def key(self) -> StepKey:
+        return StepKey(self.instance_id, self.generation, self.run, self.seq)
+
+    @property
+    def message_options(self) -> dict[str, Any]:
+        return dict(codec.decode(self.options)) if self.options else {}
+
+    @property
+    def retry_policy(self) -> RetryPolicy | None:
+        return codec.load(RetryPolicy, self.retry) if self.retry else None
+
+    def changed(self, values: Mapping[str, Any]) -> HistoryRow:
+        return replace(self, **values)
+
+
+_COLUMNS = [history.c[name] for name in HistoryRow.__slots__]
+_ENUMS = [
+    (HistoryRow.__slots__.index(name), kind)
+    for name, kind in (
+        ("kind", Kind),
+        ("state", State),
+        ("wake", Wake),
+        ("outcome", Outcome),
+        ("late_outcome", Outcome),
+    )
+]
+
+#: A record as it is inserted, but for what its command says.
+FRESH: dict[str, Any] = {
+    "undoes": None,
+    "arguments": None,
+    "options": None,
+    "passes": None,
+    "compensation": None,
+    "inherits_compensation": False,
+    "retry": None,
+    "timeout_seconds": None,
+    "is_foreign": False,
+    "lane": None,
+    "attempt": 0,
+    "failures": 0,
+    "lost": 0,
+    "is_in_doubt": False,
+    "is_draining": False,
+    "dispatch": 1,
+    "celery_retries": 0,
+    "publications": 0,
+    "claim_incarnation": None,
+    "claim_process": None,
+    "awaited": None,
+    "wake": None,
+    "outcome": None,
+    "settled_order": None,
+    "result": None,
+    "failure": None,
+    "is_timed_out": False,
+    "late_outcome": None,
+    "late_order": None,
+    "late_result": None,
+    "late_at": None,
+    "strays": None,
+    "resolution": None,
+    "dispatched_at": None,
+    "started_at": None,
+    "settled_at": None,
+    "publish_at": None,
+    "expires_at": None,
+    "timeout_at": None,
+    "due_at": None,
+}
+
+
+def _row(values: Any) -> HistoryRow:
+    fields = list(values)
+    for index, kind in _ENUMS:
+        if fields[index] is not None:
+            fields[index] = kind(fields[index])
+    return HistoryRow(*fields)
+
+
+def _own(key: StepKey) -> tuple[Any, ...]:
+    return (
+        history.c.instance_id == key.instance_id,
+        history.c.run == key.run,
+        history.c.seq == key.seq,
+        history.c.generation == key.generation,
+    )
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def find_row(connection: Connection, key: StepKey) -> HistoryRow | None:
+    row = connection.execute(select(*_COLUMNS).where(*_own(key))).first()
+    return None if row is None else _row(row)
+
+
+def load_rows(connection: Connection, instance_id: str, run: int) -> list[HistoryRow]:
+    """Return all that a run has recorded, by ``seq``; an operator's own records (below zero) first."""
+    statement = (
+        select(*_COLUMNS).where(history.c.instance_id == instance_id, history.c.run == run).order_by(history.c.seq)
+    )
+    return [_row(row) for row in connection.execute(statement)]
+
+
+def list_rows(connection: Connection, conditions: Sequence[Any], limit: int) -> list[HistoryRow]:
+    statement = select(*_COLUMNS).where(*conditions).order_by(history.c.due_at).limit(limit)
+    return [_row(row) for row in connection.execute(statement)]
+
+
+def find_held(connection: Connection, row: HistoryRow) -> HistoryRow | None:
+    """Return the record of the same map that is next to be dispatched."""
+    statement = (
+        select(*_COLUMNS)
+        .where(
+            history.c.instance_id == row.instance_id,
+            history.c.run == row.run,
+            history.c.lane == row.lane,
+            history.c.state == State.HELD,
+        )
+        .order_by(history.c.seq)
+        .limit(1)
+    )
+    found = connection.execute(statement).first()
+    return None if found is None else _row(found)
+
+
+def find_undoing(connection: Connection, key: StepKey) -> HistoryRow | None:
+    """Return the compensation that was scheduled for a step."""
+    statement = select(*_COLUMNS).where(
+        history.c.instance_id == key.instance_id,
+        history.c.run == key.run,
+        history.c.undoes == key.seq,
+        history.c.seq >= 0,
+    )
+    found = connection.execute(statement.order_by(history.c.seq.desc()).limit(1)).first()
+    return None if found is None else _row(found)
+
+
+def as_history(instance: Instance, rows: Iterable[HistoryRow]) -> History:
+    """Return what ``decide()`` is given: records by ``seq``, and the inbox by ``order``."""
+    records, inbox = [], []
+    for row in rows:
+        if row.seq < 0:
+            continue
+        records.append(_record(row))
+        inbox += _events(row)
+    inbox.sort(key=lambda event: event.order)
+    return History(
+        instance.id,
+        instance.generation,
+        instance.run,
+        instance.started_at or instance.created_at,
+        tuple(records),
+        tuple(inbox),
+        instance.passed_order,
+    )
+
+
+def _record(row: HistoryRow) -> Record:
+    return Record(
+        row.seq,
+        row.kind,
+        row.name,
+        row.scope,
+        row.undoes,
+        row.after_order,
+        row.state,
+        row.outcome,
+        row.result,
+        codec.load(Failure, row.failure) if row.failure else None,
+        row.is_timed_out,
+        row.late_outcome,
+        row.late_result,
+        codec.load(Compensation, row.compensation) if row.compensation else None,
+        row.arguments,
+        row.attempt,
+        row.is_in_doubt,
+        row.is_foreign,
+        row.key.idempotency_key,
+    )
+
+
+def _events(row: HistoryRow) -> list[Event]:
+    events: list[Event] = []
+    if row.settled_order is not None and row.settled_at is not None:
+        events.append(Settled(row.settled_order, row.settled_at, row.seq))
+    if row.late_order is not None and row.late_at is not None:
+        events.append(AttemptEnded(row.late_order, row.late_at, row.seq))
+    return events
+
+
+# --- writing, under the instance's lock ---------------------------------------------------------------------------
+
+
+def insert_rows(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        connection.execute(insert(history), [{**FRESH, **row} for row in rows])
+
+
+def change_row(connection: Connection, row: HistoryRow, values: Mapping[str, Any]) -> bool:
+    """Write ``values``, if the record still is in the state, attempt and dispatch in which ``row`` was read."""
+    statement = update(history).where(
+        *_own(row.key),
+        history.c.state == row.state,
+        history.c.attempt == row.attempt,
+        history.c.dispatch == row.dispatch,
+    )
+    return connection.execute(statement.values(**values)).rowcount == 1
+
+
+def note_on_row(connection: Connection, row: HistoryRow, values: Mapping[str, Any]) -> None:
+    """Write what is told beside the outcome and changes no state."""
+    connection.execute(update(history).where(*_own(row.key)).values(**values))
+
+
+_await_rows = (
+    update(history)
+    .where(
+        history.c.instance_id == bindparam("own_instance"),
+        history.c.run == bindparam("own_run"),
+        history.c.seq == bindparam("own_seq"),
+    )
+    .values(awaited=bindparam("new_awaited"), wake=bindparam("new_wake"))
+)
+
+
+def await_rows(connection: Connection, instance: Instance, wait_number: int, wakes: Mapping[int, Wake]) -> None:
+    """Mark the records whose completion counts for the wait numbered ``wait_number``."""
+    if wakes:
+        own = {"own_instance": instance.id, "own_run": instance.run, "new_awaited": wait_number}
+        connection.execute(_await_rows, [{**own, "own_seq": seq, "new_wake": wake} for seq, wake in wakes.items()])
+
+
+def delete_history(connection: Connection, instance_id: str) -> None:
+    connection.execute(delete(history).where(history.c.instance_id == instance_id))
+
+
+# --- claiming, without the instance's lock ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Claimant:
+    """Who takes a step: a worker's incarnation, and which of its processes."""
+
+    incarnation: str
+    process: int
+
+
+def claim(
+    connection: Connection,
+    key: StepKey,
+    dispatch: int,
+    claimant: Claimant,
+    now: datetime,
+    compensation: str | None,
+) -> HistoryRow | None:
+    """Take a scheduled step for one attempt: the only one until it is settled, given back or given up.
+
+    Returns ``None`` where the message is not the newest, the step is not to be had, or the incarnation was given up.
+    ``compensation`` is the one that only this worker knows; it is recorded unless the step has one, or opted out.
+    """
+    values: dict[str, Any] = {
+        "state": State.RUNNING,
+        "attempt": history.c.attempt + 1,
+        "claim_incarnation": claimant.incarnation,
+        "claim_process": claimant.process,
+        "started_at": now,
+        "publications": 0,
+        "publish_at": None,
+        "expires_at": None,
+        "due_at": history.c.timeout_at,
+    }
+    alive = exists().where(worker.c.incarnation == claimant.incarnation, worker.c.dead_at.is_(None))
+    statement = update(history).where(
+        *_own(key), history.c.state == State.SCHEDULED, history.c.dispatch == dispatch, alive
+    )
+    if connection.execute(statement.values(**values)).rowcount != 1:
+        return None
+    row = find_row(connection, key)
+    assert row is not None
+    if compensation is not None and row.inherits_compensation and row.compensation is None:
+        note_on_row(connection, row, {"compensation": compensation})
+        row = row.changed({"compensation": compensation})
+    return row

@@ -1,0 +1,284 @@
+"""Instances: one row each, which is also the lock of all that belongs to them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Connection, and_, delete, exc, insert, or_, select, update
+
+from orchestrator.core.records import Payload
+from orchestrator.store.tables import attribute, finish, instance
+
+
+class Status(StrEnum):
+    """What an instance is doing, or came to."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    COMPENSATING = "COMPENSATING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    COMPENSATED = "COMPENSATED"
+    COMPENSATION_FAILED = "COMPENSATION_FAILED"
+    CANCELLED = "CANCELLED"
+    TERMINATED = "TERMINATED"
+    BLOCKED = "BLOCKED"
+
+    @property
+    def is_final(self) -> bool:
+        return self not in (Status.PENDING, Status.RUNNING, Status.COMPENSATING, Status.BLOCKED)
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A row of ``orchestrator_instance``."""
+
+    id: str
+    generation: str
+    workflow: str
+    queue: str | None
+    status: Status
+    run: int
+    input: Payload
+    result: Payload | None
+    failure: Payload | None
+    blocked: str | None
+    not_undone: Payload | None
+    progress: str | None
+    request: Payload | None
+    waiting: int
+    wait_number: int
+    next_seq: int
+    next_order: int
+    passed_order: int | None
+    version: int
+    pass_due_at: datetime | None
+    pass_attempts: int
+    pass_publications: int
+    refused: Payload | None
+    created_at: datetime
+    started_at: datetime | None
+    last_at: datetime
+    ended_at: datetime | None
+
+
+_COLUMNS = [instance.c[name] for name in Instance.__slots__]
+
+
+def _instance(row: Any) -> Instance:
+    values = list(row)
+    values[4] = Status(values[4])
+    return Instance(*values)
+
+
+def insert_instance(
+    connection: Connection,
+    *,
+    instance_id: str,
+    generation: str,
+    workflow: str,
+    queue: str | None,
+    arguments: Payload,
+    request: Payload | None,
+    now: datetime,
+    pass_due_at: datetime,
+) -> bool:
+    """Insert a ``PENDING`` instance that owes its first pass; return ``False`` if the id is taken."""
+    values = {
+        "id": instance_id,
+        "generation": generation,
+        "workflow": workflow,
+        "queue": queue,
+        "status": Status.PENDING,
+        "run": 0,
+        "input": arguments,
+        "request": request,
+        "waiting": 0,
+        "wait_number": 0,
+        "next_seq": 0,
+        "next_order": 1,
+        "version": 0,
+        "pass_due_at": pass_due_at,
+        "pass_attempts": 0,
+        "pass_publications": 0,
+        "created_at": now,
+        "last_at": now,
+    }
+    try:
+        with connection.begin_nested():
+            connection.execute(insert(instance), values)
+    except exc.IntegrityError:
+        return False
+    return True
+
+
+def find_instance(connection: Connection, instance_id: str) -> Instance | None:
+    row = connection.execute(select(*_COLUMNS).where(instance.c.id == instance_id)).first()
+    return None if row is None else _instance(row)
+
+
+def lock_instance(connection: Connection, instance_id: str) -> Instance | None:
+    """Lock the instance and all that belongs to it until the transaction ends."""
+    statement = select(*_COLUMNS).where(instance.c.id == instance_id).with_for_update()
+    row = connection.execute(statement).first()
+    return None if row is None else _instance(row)
+
+
+def update_instance(connection: Connection, locked: Instance, values: Mapping[str, Any]) -> None:
+    """Write ``values`` to a locked instance; its version tells others that it changed."""
+    statement = update(instance).where(instance.c.id == locked.id)
+    connection.execute(statement, {**values, "version": locked.version + 1})
+
+
+def set_attributes(connection: Connection, instance_id: str, attributes: Mapping[str, Any]) -> None:
+    """Replace the attributes named; a value of ``None`` removes one."""
+    if not attributes:
+        return
+    own = attribute.c.instance_id == instance_id
+    known = dict(connection.execute(select(attribute.c.name, attribute.c.value).where(own)).tuples().all())
+    for name, value in attributes.items():
+        text = encode_attribute(value)
+        if known.get(name) == text or (value is None and name not in known):
+            continue
+        connection.execute(delete(attribute).where(own, attribute.c.name == name))
+        if value is not None:
+            connection.execute(insert(attribute), {"instance_id": instance_id, "name": name, "value": text})
+
+
+def load_attributes(connection: Connection, instance_id: str) -> dict[str, Any]:
+    rows = connection.execute(select(attribute.c.name, attribute.c.value).where(attribute.c.instance_id == instance_id))
+    return {name: json.loads(value) for name, value in rows.tuples()}
+
+
+def encode_attribute(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Instances, newest first, and the cursor of the next page."""
+
+    instances: list[Instance]
+    cursor: str | None
+
+
+def list_instances(
+    connection: Connection,
+    *,
+    workflow: str | None = None,
+    statuses: list[Status] | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    started_after: datetime | None = None,
+    limit: int = 100,
+    cursor: str | None = None,
+) -> Page:
+    """Return up to ``limit`` instances, newest first; pages hold while new ones are started."""
+    statement = select(*_COLUMNS).order_by(instance.c.created_at.desc(), instance.c.id.desc()).limit(limit + 1)
+    if workflow is not None:
+        statement = statement.where(instance.c.workflow == workflow)
+    if statuses:
+        statement = statement.where(instance.c.status.in_(statuses))
+    if started_after is not None:
+        statement = statement.where(instance.c.created_at > started_after)
+    for name, value in (attributes or {}).items():
+        matching = select(attribute.c.instance_id).where(
+            and_(attribute.c.name == name, attribute.c.value == encode_attribute(value))
+        )
+        statement = statement.where(instance.c.id.in_(matching))
+    if cursor is not None:
+        at, last_id = _read_cursor(cursor)
+        older = or_(instance.c.created_at < at, and_(instance.c.created_at == at, instance.c.id < last_id))
+        statement = statement.where(older)
+    rows = [_instance(row) for row in connection.execute(statement)]
+    more = len(rows) > limit
+    rows = rows[:limit]
+    return Page(rows, _make_cursor(rows[-1]) if more else None)
+
+
+def _make_cursor(last: Instance) -> str:
+    return base64.urlsafe_b64encode(json.dumps([last.created_at.isoformat(), last.id]).encode()).decode()
+
+
+def _read_cursor(cursor: str) -> tuple[datetime, str]:
+    try:
+        at, last_id = json.loads(base64.urlsafe_b64decode(cursor.encode()))
+        return datetime.fromisoformat(at), str(last_id)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{cursor!r} is not a cursor that list() returned") from error
+
+
+# --- passes that are owed -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OwedPass:
+    """An instance whose pass has not been made yet."""
+
+    instance_id: str
+    generation: str
+    workflow: str
+    queue: str | None
+    pass_due_at: datetime
+    pass_publications: int
+
+
+def list_owed_passes(connection: Connection, now: datetime, limit: int) -> list[OwedPass]:
+    columns = [instance.c.id, *(instance.c[name] for name in OwedPass.__slots__[1:])]
+    statement = select(*columns).where(instance.c.pass_due_at <= now).order_by(instance.c.pass_due_at).limit(limit)
+    return [OwedPass(*row) for row in connection.execute(statement)]
+
+
+def postpone_pass(connection: Connection, owed: OwedPass, until: datetime) -> bool:
+    """Take the publication of an owed pass on; ``False`` if another poller did, or the pass was made."""
+    statement = (
+        update(instance)
+        .where(
+            instance.c.id == owed.instance_id,
+            instance.c.generation == owed.generation,
+            instance.c.pass_due_at == owed.pass_due_at,
+        )
+        .values(pass_due_at=until, pass_publications=owed.pass_publications + 1)
+    )
+    return connection.execute(statement).rowcount == 1
+
+
+def owe_blocked_passes(connection: Connection, workflows: Sequence[str], now: datetime) -> None:
+    """Owe a pass to the instances that no code matched so far; those who have refused leave it to others."""
+    statement = update(instance).where(
+        instance.c.status == Status.BLOCKED, instance.c.refused.is_not(None), instance.c.workflow.in_(workflows)
+    )
+    values = {"status": Status.RUNNING, "pass_due_at": now, "pass_publications": 0, "version": instance.c.version + 1}
+    connection.execute(statement.values(**values))
+
+
+# --- what an ending still owes ------------------------------------------------------------------------------------
+
+
+def insert_finish(connection: Connection, instance_id: str, generation: str, due_at: datetime) -> None:
+    values = {"instance_id": instance_id, "generation": generation, "attempts": 0, "due_at": due_at}
+    connection.execute(delete(finish).where(finish.c.instance_id == instance_id))
+    connection.execute(insert(finish), values)
+
+
+def list_due_finishes(connection: Connection, now: datetime, limit: int) -> list[tuple[str, str, int, datetime]]:
+    columns = (finish.c.instance_id, finish.c.generation, finish.c.attempts, finish.c.due_at)
+    statement = select(*columns).where(finish.c.due_at <= now).order_by(finish.c.due_at).limit(limit)
+    return [(row[0], row[1], row[2], row[3]) for row in connection.execute(statement)]
+
+
+def postpone_finish(connection: Connection, instance_id: str, generation: str, seen: datetime, until: datetime) -> bool:
+    """Take what an ending owes on; ``False`` if another process did, or it was paid."""
+    own = (finish.c.instance_id == instance_id, finish.c.generation == generation, finish.c.due_at == seen)
+    statement = update(finish).where(*own).values(due_at=until, attempts=finish.c.attempts + 1)
+    return connection.execute(statement).rowcount == 1
+
+
+def delete_finish(connection: Connection, instance_id: str, generation: str) -> None:
+    own = (finish.c.instance_id == instance_id, finish.c.generation == generation)
+    connection.execute(delete(finish).where(*own))

@@ -1,0 +1,66 @@
+"""Migrations of our tables, by Alembic, with a version table of our own; safe when many processes start at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, column, inspect, select, table, text
+
+from orchestrator.store.tables import VERSION_TABLE
+
+#: The newest revision under ``versions/``; a test compares.
+HEAD = "0001"
+_LOCK = 0x53414741  # "SAGA": the number of PostgreSQL's advisory lock
+
+
+def upgrade(engine: Engine) -> None:
+    """Bring the schema to ``HEAD``; do nothing where it is there already."""
+    with engine.connect() as connection, connection.begin():
+        if find_revision(connection) == HEAD:
+            return
+    with engine.connect() as connection, _alone(connection), connection.begin():
+        if find_revision(connection) != HEAD:
+            _run(connection)
+
+
+def find_revision(connection: Connection) -> str | None:
+    """Return the schema's revision, ``None`` for an empty database."""
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    return connection.execute(select(column("version_num")).select_from(table(VERSION_TABLE))).scalar()
+
+
+def _run(connection: Connection) -> None:
+    # imported late: Alembic is needed once in the life of a database, its import is not cheap
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+@contextmanager
+def _alone(connection: Connection) -> Iterator[None]:
+    """Keep other processes out while the schema changes; SQLite's ``BEGIN IMMEDIATE`` does so by itself."""
+    match connection.dialect.name:
+        case "postgresql":
+            take, leave = f"SELECT pg_advisory_lock({_LOCK})", f"SELECT pg_advisory_unlock({_LOCK})"
+        case "mysql" | "mariadb":
+            take, leave = (
+                "SELECT GET_LOCK('orchestrator_migrations', 60)",
+                "SELECT RELEASE_LOCK('orchestrator_migrations')",
+            )
+        case _:
+            yield
+            return
+    with connection.begin():
+        connection.execute(text(take))
+    try:
+        yield
+    finally:
+        with connection.begin():
+            connection.execute(text(leave))

@@ -1,0 +1,209 @@
+"""The tables, all prefixed ``orchestrator_``; ``migrations/`` creates the same ones."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    text,
+)
+from sqlalchemy.dialects import mysql
+from sqlalchemy.types import TypeEngine
+
+VERSION_TABLE = "orchestrator_schema_version"
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware UTC datetime, to the microsecond, on databases that do not keep time zones as well."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name in ("mysql", "mariadb"):
+            return dialect.type_descriptor(mysql.DATETIME(fsp=6))
+        return dialect.type_descriptor(DateTime(timezone=dialect.name == "postgresql"))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        value = value.astimezone(UTC)
+        return value if dialect.name == "postgresql" else value.replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+def _id(length: int) -> String:
+    """A name compared byte by byte everywhere: MySQL's default would take ``Order-1`` for ``order-1``."""
+    return String(length).with_variant(
+        mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
+    )
+
+
+def _payload() -> Text:
+    return Text().with_variant(mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
+
+
+metadata = MetaData()
+
+instance = Table(
+    "orchestrator_instance",
+    metadata,
+    Column("id", _id(200), primary_key=True),
+    Column("generation", String(32), nullable=False),
+    Column("workflow", _id(255), nullable=False),
+    Column("queue", _id(255)),
+    Column("status", String(20), nullable=False),
+    Column("run", Integer, nullable=False),
+    Column("input", _payload(), nullable=False),
+    Column("result", _payload()),
+    Column("failure", _payload()),
+    Column("blocked", _payload()),  # why it is BLOCKED, in words
+    Column("not_undone", _payload()),
+    Column("progress", _payload()),
+    Column("request", _payload()),  # what Celery is owed when it ends: callbacks, chain, chord
+    # what the next pass waits for
+    Column("waiting", Integer, nullable=False),
+    Column("wait_number", Integer, nullable=False),
+    Column("next_seq", Integer, nullable=False),
+    Column("next_order", Integer, nullable=False),
+    Column("passed_order", Integer),
+    Column("version", BigInteger, nullable=False),
+    # a pass that is owed
+    Column("pass_due_at", Instant),
+    Column("pass_attempts", Integer, nullable=False),
+    Column("pass_publications", Integer, nullable=False),
+    Column("refused", _payload()),  # incarnations whose code does not match the history
+    Column("created_at", Instant, nullable=False),
+    Column("started_at", Instant),
+    Column("last_at", Instant, nullable=False),
+    Column("ended_at", Instant),
+    Index("orchestrator_instance_pass_due", "pass_due_at"),
+    Index("orchestrator_instance_created", "created_at", "id"),
+    Index("orchestrator_instance_status", "status", "created_at", "id"),
+    Index("orchestrator_instance_workflow", "workflow", "created_at", "id"),
+)
+
+history = Table(
+    "orchestrator_history",
+    metadata,
+    Column("instance_id", _id(200), primary_key=True),
+    Column("run", Integer, primary_key=True, autoincrement=False),
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("generation", String(32), nullable=False),
+    # the command
+    Column("kind", String(16), nullable=False),
+    Column("name", _id(255), nullable=False),
+    Column("scope", _id(255), nullable=False),
+    Column("undoes", Integer),
+    Column("after_order", Integer, nullable=False),
+    Column("arguments", _payload()),
+    Column("options", _payload()),
+    Column("passes", String(8)),
+    Column("compensation", _payload()),
+    Column("inherits_compensation", Boolean, nullable=False),
+    Column("retry", _payload()),
+    Column("timeout_seconds", Float),
+    Column("is_foreign", Boolean, nullable=False),
+    Column("lane", Integer),
+    # how far it has come
+    Column("state", String(12), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("lost", Integer, nullable=False),
+    Column("is_in_doubt", Boolean, nullable=False),
+    Column("is_draining", Boolean, nullable=False),
+    Column("dispatch", Integer, nullable=False),
+    Column("celery_retries", Integer, nullable=False),
+    Column("publications", Integer, nullable=False),
+    Column("claim_incarnation", String(36)),
+    Column("claim_process", Integer),
+    Column("awaited", Integer),
+    Column("wake", String(8)),
+    # what became of it
+    Column("outcome", String(12)),
+    Column("settled_order", Integer),
+    Column("result", _payload()),
+    Column("failure", _payload()),
+    Column("is_timed_out", Boolean, nullable=False),
+    Column("late_outcome", String(12)),
+    Column("late_order", Integer),
+    Column("late_result", _payload()),
+    Column("late_at", Instant),
+    Column("strays", _payload()),  # what attempts that were given up came to after all
+    Column("resolution", _payload()),  # an operator's answer to a compensation that failed
+    # when
+    Column("scheduled_at", Instant, nullable=False),
+    Column("dispatched_at", Instant),
+    Column("started_at", Instant),
+    Column("settled_at", Instant),
+    Column("publish_at", Instant),
+    Column("expires_at", Instant),
+    Column("timeout_at", Instant),
+    Column("due_at", Instant),
+    Index("orchestrator_history_due", "due_at"),
+    Index("orchestrator_history_claim", "claim_incarnation"),
+    # the next item of a map, among tens of thousands
+    Index(
+        "orchestrator_history_lane",
+        "instance_id",
+        "run",
+        "lane",
+        "state",
+        "seq",
+        postgresql_where=text("lane IS NOT NULL"),
+        sqlite_where=text("lane IS NOT NULL"),
+    ),
+)
+
+attribute = Table(
+    "orchestrator_attribute",
+    metadata,
+    Column("instance_id", _id(200), primary_key=True),
+    Column("name", _id(100), primary_key=True),
+    Column("value", _id(255), nullable=False),
+    Index("orchestrator_attribute_value", "name", "value"),
+)
+
+worker = Table(
+    "orchestrator_worker",
+    metadata,
+    Column("incarnation", String(36), primary_key=True),
+    Column("nodename", String(255), nullable=False),
+    Column("process", Integer, nullable=False),
+    Column("version", String(32), nullable=False),
+    Column("beat", BigInteger, nullable=False),
+    Column("beat_at", Instant, nullable=False),  # for people: nothing is decided by it
+    Column("started_at", Instant, nullable=False),
+    Column("dead_at", Instant),
+    Column("workflows", _payload(), nullable=False),
+    Column("tasks", _payload(), nullable=False),
+    Column("queues", _payload(), nullable=False),
+)
+
+finish = Table(
+    "orchestrator_finish",
+    metadata,
+    Column("instance_id", _id(200), primary_key=True),
+    Column("generation", String(32), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("due_at", Instant, nullable=False),
+    Index("orchestrator_finish_due", "due_at"),
+)

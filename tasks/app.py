@@ -1,0 +1,17 @@
+"""The shop's Celery app. Only the last two lines are new to a shop that already ran on Celery."""
+
+import os
+
+from celery import Celery
+
+from orchestrator import Orchestrator
+
+app = Celery(
+    "shop",
+    broker=os.environ.get("SHOP_BROKER", "redis://localhost:6379/0"),
+    backend=os.environ.get("SHOP_RESULTS"),
+    include=["tasks.stock", "tasks.payments", "tasks.couriers", "tasks.receipts", "tasks.workflows"],
+)
+app.conf.broker_connection_retry_on_startup = True
+
+orchestrator = Orchestrator(app, store=os.environ.get("SHOP_STORE", "sqlite:///shop-sagas.db"))
