@@ -150,9 +150,6 @@ class InputMismatch(InvalidInput, TypeError):
         self.workflow, self.reason = workflow, reason
         super().__init__(f"the input of {workflow} is refused: {reason}")
 
-    def __reduce__(self) -> Any:
-        return type(self), (self.workflow, self.reason)
-
 
 class InvalidOperation(InvalidInput, ValueError):
     """An operator's call does not fit the state of the instance or record."""
@@ -252,9 +249,6 @@ class ReplaceRefused(OrchestratorError):
         super().__init__(
             f"{task} called replace() while running as a step; let the workflow run the other task instead"
         )
-
-    def __reduce__(self) -> Any:
-        return type(self), (self.task,)
 
 
 class ResultNeeded(OrchestratorError):

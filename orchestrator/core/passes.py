@@ -236,7 +236,7 @@ class Pass:
                 continue
             # All that came in is known now.  A withdrawal takes the next order, as if it had come in: a replay then
             # finds it at just this place.
-            unbegun = [node for node in wanted.pending.values() if _is_unbegun(node)]
+            unbegun = [node for node in wanted.pending.values() if self._is_fresh(node) or _is_unbegun(node)]
             for node in unbegun:
                 self._withdraw(node)
                 wanted.note(node.seq)
@@ -257,10 +257,13 @@ class Pass:
             return
         self._settle_unbegun(node, Outcome.WITHDRAWN, None)
 
+    def _is_fresh(self, node: Node) -> bool:
+        return node.seq >= len(self.history.records)
+
     def _settle_unbegun(self, node: Node, outcome: Outcome, event: Settled | None) -> None:
-        fresh = node.seq - len(self.history.records)
-        if fresh >= 0:
-            self.records[fresh] = replace(self.records[fresh], outcome=outcome, event=event)
+        if self._is_fresh(node):
+            index = node.seq - len(self.history.records)
+            self.records[index] = replace(self.records[index], outcome=outcome, event=event)
         else:
             record = node.record
             self.withdrawals.append(Withdrawal(record.seq, record.state, record.attempt, outcome, event))

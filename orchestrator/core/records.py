@@ -278,11 +278,10 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The function raised; ``undone`` tells whether any compensation ran, ``fully`` whether none failed at the end."""
+    """The function raised; ``undone`` tells whether any compensation ran, ``Decision.not_undone`` which failed."""
 
     failure: Failure
     undone: bool
-    fully: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,8 +67,7 @@ def _run(
         current.is_compensating = True
         current.undo_scope(root)
         # of any scope: the failure of a nested one may have been caught on its way here
-        fully = not current.not_undone
-        return Failed(current.host.describe(error), current.has_compensated, fully)
+        return Failed(current.host.describe(error), current.has_compensated)
     try:
         return Completed(current.host.encode(value, "the result of the workflow"))
     except errors.InvalidInput as error:

@@ -117,8 +117,8 @@ def undo_waves(scope: Scope) -> Iterator[Wave]:
 
 
 def doubts(nodes: Iterable[Node]) -> list[Node]:
-    """Return the steps of which nobody knows the outcome and that the workflow did not take on."""
-    return [node for node in nodes if node.is_in_doubt]
+    """Return the steps to be undone because nobody knows their outcome and the workflow did not take them on."""
+    return [node for node in nodes if node.is_in_doubt and node.needs_undoing]
 
 
 def compensation_arguments(plan: Compensation, step: Record, outcome: Outcome | None) -> Payload:

@@ -63,7 +63,8 @@ class Orchestrator:
         self.executing = Executing()
         owner.bind(app, self)
         app.add_defaults(DEFAULTS)
-        app.task(name=ADVANCE, ignore_result=True, acks_late=True)(self._advance)
+        # not shared: Celery would register it with every other app of the process, whose own it would displace
+        app.task(name=ADVANCE, ignore_result=True, shared=False)(self._advance)
         app.steps["worker"].add(OrchestratorStep)
         refuse_sending_inside_passes(app)
         app.on_after_finalize.connect(self._on_finalized, weak=False)
@@ -79,7 +80,7 @@ class Orchestrator:
         """
         if function is None:
             return functools.partial(self.workflow, **options)
-        return self.app.task(**workflow_options(function, options))(make_run(function))
+        return self.app.task(**workflow_options(function, {"shared": False, **options}))(make_run(function))
 
     def compensates(
         self,
@@ -247,7 +248,9 @@ class Orchestrator:
         self.install()
 
     def _on_pool_process(self, **_kwargs: Any) -> None:
-        self.executing.become_child(current_process().index)
+        index = getattr(current_process(), "index", None)
+        if index is not None:  # the solo pool sends this signal too, in the worker's own process
+            self.executing.become_child(index)
 
     def _advance(self, instance_id: str, generation: str) -> None:
         """Make the pass that an instance owes."""

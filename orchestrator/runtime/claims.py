@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 
 from orchestrator.core.records import State
 from orchestrator.runtime.coordinator import Clock, utc_now
@@ -40,17 +41,17 @@ class Claims:
         if not self._beat_first():
             return None
         claimant = Claimant(self.state.incarnation, os.getpid())
-        is_repeated = False
+        tried_at: set[datetime] = set()
 
         def once() -> HistoryRow | None:
-            nonlocal is_repeated
-            was_tried, is_repeated = is_repeated, True
             with self.store.begin("claim") as connection:
-                row = history.find_row(connection, key) if was_tried else None
-                if row is not None and _is_own(row, dispatch, claimant):
-                    # the answer to the COMMIT before was lost: this very process holds the claim already
+                row = history.find_row(connection, key) if tried_at else None
+                if row is not None and _is_own(row, dispatch, claimant) and row.started_at in tried_at:
+                    # the answer to the COMMIT before was lost: the claim is held already, by this very call
                     return row
-                return history.claim(connection, key, dispatch, claimant, self.clock(), compensation)
+                now = self.clock()
+                tried_at.add(now)
+                return history.claim(connection, key, dispatch, claimant, now, compensation)
 
         return self.store.retrying(once, patience_seconds=self.settings.store_patience)
 

@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 
 from orchestrator import codec
 from orchestrator.core.attempts import Ended, Standing, judge, late_outcome
-from orchestrator.core.records import Decision, Failure, Outcome, State, Wake
+from orchestrator.core.records import Decision, Failure, Outcome, State
 from orchestrator.errors import UnknownTask
 from orchestrator.runtime import decisions, settling
 from orchestrator.runtime.change import Change, Outbox, with_values
@@ -72,16 +72,25 @@ class Coordinator:
         patience_seconds: float | None = None,
     ) -> Outbox:
         """Prepare and write a change of one instance; repeat both when anything it was built on has changed."""
+        tried: Change | None = None
+
+        def prepare_once(connection: Connection, instance: Instance) -> tuple[Change | None, Outbox]:
+            nonlocal tried
+            if tried is not None and settling.is_written(connection, instance, tried):
+                # the answer to the COMMIT before was lost: all of it is in the store already
+                return None, tried.outbox
+            tried = prepare(connection, instance)
+            return tried, Outbox()
 
         def once() -> Outbox:
             if self.store.is_sqlite:
-                return self._prepared_outside(purpose, instance_id, generation, prepare)
+                return self._prepared_outside(purpose, instance_id, generation, prepare_once)
             with self.store.begin(purpose) as connection:
                 instance = instances.lock_instance(connection, instance_id)
                 if instance is None or instance.generation != generation:
                     return Outbox()
-                change = prepare(connection, instance)
-                return Outbox() if change is None else self._write(connection, instance, change)
+                change, outbox = prepare_once(connection, instance)
+                return outbox if change is None else self._write(connection, instance, change)
 
         patience = self.settings.store_patience if patience_seconds is None else patience_seconds
         return self.store.retrying(once, patience_seconds=patience)
@@ -91,15 +100,15 @@ class Coordinator:
         purpose: str,
         instance_id: str,
         generation: str,
-        prepare: Callable[[Connection, Instance], Change | None],
+        prepare: Callable[[Connection, Instance], tuple[Change | None, Outbox]],
     ) -> Outbox:
         with self.store.read(purpose) as connection:
             instance = instances.find_instance(connection, instance_id)
             if instance is None or instance.generation != generation:
                 return Outbox()
-            change = prepare(connection, instance)
+            change, outbox = prepare(connection, instance)
         if change is None:
-            return Outbox()
+            return outbox
         with self.store.begin(purpose) as connection:
             locked = instances.lock_instance(connection, instance_id)
             if locked is None or (locked.generation, locked.version) != (generation, instance.version):
@@ -167,19 +176,20 @@ class Coordinator:
     def schedule_again(self, row: HistoryRow, values: dict[str, Any], delay_seconds: float) -> Change:
         """Another attempt follows: a new dispatch, which no older message can claim."""
         now = self.clock()
-        publish_at = now + timedelta(seconds=delay_seconds if delay_seconds > 0 else self.settings.publish_grace)
+        is_now = delay_seconds <= 0
+        publish_at = self._next_publication(now, row.is_foreign) if is_now else now + timedelta(seconds=delay_seconds)
         values = {
             **values,
             **RELEASED,
             "state": State.SCHEDULED,
             "dispatch": row.dispatch + 1,
-            "publications": 0 if delay_seconds > 0 else 1,
+            "publications": 1 if is_now else 0,
             "publish_at": publish_at,
             "due_at": earliest(publish_at, row.timeout_at),
         }
         change = Change()
         change.change_row(row, values)
-        if delay_seconds <= 0:
+        if is_now:
             change.outbox.steps.append(row.changed(values))
         return change
 
@@ -262,7 +272,7 @@ class Coordinator:
             "last_at": settled.late_at or settled.settled_at,
             "waiting": waiting,
         }
-        if row.lane is not None and not (settled.outcome is not Outcome.SUCCEEDED and row.wake is Wake.FAILURE):
+        if settling.frees_place(instance, row, settled.outcome):
             held = history.find_held(connection, row)
             if held is not None:
                 self._let_go(change, held)
@@ -274,12 +284,14 @@ class Coordinator:
         return change
 
     def _let_go(self, change: Change, held: HistoryRow) -> None:
-        values = self.first_dispatch(held.timeout_seconds, held.message_options)
+        values = self.first_dispatch(held.timeout_seconds, held.message_options, is_foreign=held.is_foreign)
         change.change_row(held, values)
         if values["publications"]:
             change.outbox.steps.append(held.changed(values))
 
-    def first_dispatch(self, timeout_seconds: float | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    def first_dispatch(
+        self, timeout_seconds: float | None, options: Mapping[str, Any], *, is_foreign: bool = False
+    ) -> dict[str, Any]:
         """Return the columns of a record that may be claimed from now on, or from its countdown or eta."""
         now = self.clock()
         begins_at = now
@@ -288,7 +300,7 @@ class Coordinator:
         elif options.get("countdown"):
             begins_at = now + timedelta(seconds=float(options["countdown"]))
         is_now = begins_at <= now
-        publish_at = now + timedelta(seconds=self.settings.publish_grace) if is_now else begins_at
+        publish_at = self._next_publication(now, is_foreign) if is_now else begins_at
         expires_at = _expiry(options.get("expires"), now)
         timeout_at = None if timeout_seconds is None else max(begins_at, now) + timedelta(seconds=timeout_seconds)
         return {
@@ -300,6 +312,10 @@ class Coordinator:
             "timeout_at": timeout_at,
             "due_at": earliest(publish_at, expires_at, timeout_at),
         }
+
+    def _next_publication(self, now: datetime, is_foreign: bool) -> datetime | None:
+        """Return when a message just published is doubted; that of a foreign step, which nobody claims, never is."""
+        return None if is_foreign else now + timedelta(seconds=self.settings.publish_grace)
 
     # --- what the clock brings ------------------------------------------------------------------------------------
 
@@ -410,9 +426,10 @@ class Coordinator:
             if self.incarnation() in self.list_refused(instance):
                 self.refuse(connection, instance, instance.blocked or "", change)
                 return change
-            change.instance = settling.count_attempt(
-                instance, self.settings.max_pass_attempts, self.later(self.settings.publish_grace)
-            )
+            cap = self.settings.max_pass_attempts
+            if instance.pass_attempts >= cap and settling.may_be_passing(instance, self.clock()):
+                return None
+            change.instance = settling.count_attempt(instance, cap, self.later(self.settings.publish_grace))
             found = with_values(instance, change.instance)
             return change
 

@@ -17,6 +17,7 @@ from orchestrator.core.records import (
     Kind,
     NewRecord,
     NotUndone,
+    Outcome,
     RegisterCompensation,
     RunCompensation,
     ScheduleStep,
@@ -46,7 +47,8 @@ def apply_decision(
     """Add to ``change`` what a pass decided."""
     match decision.ending:
         case Diverged() | Broken():
-            # nothing of such a pass is written: the code that matches will ask for it again
+            # nothing of such a pass is written: the code that matches will ask for it again; but it has come back
+            change.instance["pass_attempts"] = 0
             coordinator.refuse(connection, instance, explain(decision.ending), change)
             return
         case _:
@@ -78,16 +80,16 @@ def apply_decision(
         case Waiting():
             _wait(change, instance, rows, decision.ending)
         case Completed():
-            _end(coordinator, change, instance, Status.COMPLETED, result=decision.ending.result)
+            _end(coordinator, change, instance, rows, Status.COMPLETED, result=decision.ending.result)
         case Failed():
             status = _failed_status(decision.ending, not_undone)
-            _end(coordinator, change, instance, status, failure=codec.dump(decision.ending.failure))
+            _end(coordinator, change, instance, rows, status, failure=codec.dump(decision.ending.failure))
         case _:
             assert_never(decision.ending)
 
 
 def _failed_status(ending: Failed, not_undone: list[NotUndone]) -> Status:
-    if not ending.fully or not_undone:
+    if not_undone:  # what an operator has dealt with is not among them, though the workflow was told that it failed
         return Status.COMPENSATION_FAILED
     return Status.COMPENSATED if ending.undone else Status.FAILED
 
@@ -137,16 +139,29 @@ def _end(
     coordinator: Coordinator,
     change: Change,
     instance: Instance,
+    rows: dict[int, HistoryRow],
     status: Status,
     result: str | None = None,
     failure: str | None = None,
 ) -> None:
+    _stop_timers(change, rows)
     ended_at = max(coordinator.clock(), change.instance.get("last_at", instance.last_at))
     change.instance.update(
         status=status, result=result, failure=failure, waiting=0, ended_at=ended_at, last_at=ended_at
     )
     change.ends = True
     change.outbox.ended = with_values(instance, change.instance)
+
+
+def _stop_timers(change: Change, rows: dict[int, HistoryRow]) -> None:
+    """Withdraw the timers that nobody has waited for: left as they are, they would be due for ever."""
+    stopped = {"state": State.SETTLED, "outcome": Outcome.WITHDRAWN, "due_at": None}
+    for row in rows.values():
+        if row.kind is Kind.TIMER and row.state is State.SCHEDULED:
+            change.change_row(row, stopped)
+    for new in change.new_rows:
+        if new["kind"] is Kind.TIMER and new["state"] is State.SCHEDULED:
+            new.update(stopped)
 
 
 # --- new records --------------------------------------------------------------------------------------------------
@@ -220,8 +235,9 @@ def _standing_of(coordinator: Coordinator, new: NewRecord, now: datetime) -> dic
         case ScheduleStep() | RunCompensation():
             if command.held:
                 return {"state": State.HELD}
-            timeout = command.timeout_seconds if isinstance(command, ScheduleStep) else None
-            return coordinator.first_dispatch(timeout, command.options)
+            if isinstance(command, RunCompensation):
+                return coordinator.first_dispatch(None, command.options)
+            return coordinator.first_dispatch(command.timeout_seconds, command.options, is_foreign=command.foreign)
         case _:
             raise AssertionError(f"{command.kind} is settled when it is recorded")
 

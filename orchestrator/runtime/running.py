@@ -48,7 +48,7 @@ class RegisteredWorkflows:
         except errors.ResultMismatch as error:
             failure = codec.describe_error(error)
             # before the first step it is the input that is wrong; later on it is the deploy that no longer takes it
-            return Decision(Broken(failure) if history.records else Failed(failure, undone=False, fully=True))
+            return Decision(Broken(failure) if history.records else Failed(failure, undone=False))
         with _inside_pass():
             return decide(task.function, tuple(args), kwargs, history, self.host)
 

@@ -15,7 +15,7 @@ from orchestrator.core.attempts import AttemptDoubtful, AttemptSucceeded, Ended
 from orchestrator.core.records import Broken, Diverged, Failure, Kind, NotUndone, Outcome, State, Wake
 from orchestrator.runtime.change import Change, with_values
 from orchestrator.store import history
-from orchestrator.store.history import HistoryRow
+from orchestrator.store.history import HistoryRow, StepKey
 from orchestrator.store.instances import Instance, Status
 
 TIMED_OUT = "orchestrator.errors.StepTimedOut"
@@ -39,16 +39,32 @@ def count_down(instance: Instance, row: HistoryRow, values: Mapping[str, Any], *
     return instance.waiting - 1
 
 
+def frees_place(instance: Instance, row: HistoryRow, outcome: Outcome | None) -> bool:
+    """Tell whether the next item of the map that ``row`` belongs to may go."""
+    if row.lane is None or row.outcome is not None:  # what timed out has left the lane, whenever its attempt ends
+        return False
+    # after the failure that stops the map the pass may be owed; what it is going to withdraw must not begin until then
+    return row.wake is not Wake.FAILURE or (outcome is Outcome.SUCCEEDED and instance.waiting > 0)
+
+
 def count_attempt(instance: Instance, cap: int, due_at: datetime) -> dict[str, Any]:
     """Return the columns of an instance of which a pass is about to begin, or which has had too many."""
     if instance.pass_attempts < cap:
-        return {"pass_attempts": instance.pass_attempts + 1, "pass_due_at": due_at}
+        return {"pass_attempts": instance.pass_attempts + 1, "pass_due_at": due_at, "pass_publications": 0}
     return {
         "status": Status.BLOCKED,
         "pass_due_at": None,
         "blocked": f"{instance.pass_attempts} passes were begun and never came back: running the workflow function "
         f"{instance.workflow} seems to end its process; deploy code that does not, then resume the instance",
     }
+
+
+def may_be_passing(instance: Instance, now: datetime) -> bool:
+    """Tell whether the last pass that was counted began within the grace, and no message was published since.
+
+    Messages come doubled: one that meets the passes of others must not take them for passes that never came back.
+    """
+    return instance.pass_publications == 0 and instance.pass_due_at is not None and instance.pass_due_at > now
 
 
 def explain(ending: Diverged | Broken) -> str:
@@ -69,6 +85,23 @@ def owe_pass(instance: Instance, change: Change, due_at: datetime) -> None:
     """Leave the pass to whoever takes the message about it, or to the poller's."""
     change.instance.update(pass_due_at=due_at, pass_publications=1)
     change.outbox.owes_pass = with_values(instance, change.instance)
+
+
+# --- answers that were lost ---------------------------------------------------------------------------------------
+
+
+def is_written(connection: Connection, instance: Instance, change: Change) -> bool:
+    """Tell by its records whether a change took effect to whose COMMIT no answer came."""
+    for row, values in change.rows.values():
+        told = {name: values[name] for name in ("settled_order", "late_order", "dispatch") if name in values}
+        if told:
+            found = history.find_row(connection, row.key)
+            told |= {"attempt": row.attempt, "outcome": values.get("outcome", row.outcome)}
+            return found is not None and all(getattr(found, name) == value for name, value in told.items())
+    for new in change.new_rows:
+        found = history.find_row(connection, StepKey(instance.id, instance.generation, instance.run, new["seq"]))
+        return found is not None
+    return False
 
 
 # --- what the clock brings ----------------------------------------------------------------------------------------
@@ -107,11 +140,13 @@ def outcome_unbegun(row: HistoryRow) -> Outcome:
 
 def note_stray(
     connection: Connection, instance: Instance, row: HistoryRow, attempt: int, ended: Ended, now: datetime
-) -> Change:
-    """Keep what an attempt that was given up came to after all, and name an effect that came after its undo."""
+) -> Change | None:
+    """Keep what an attempt that was given up came to after all, once, and name an effect that came after its undo."""
     took_effect = isinstance(ended, AttemptSucceeded | AttemptDoubtful)
     outcome = "succeeded" if isinstance(ended, AttemptSucceeded) else type(ended).__name__
     strays = json.loads(row.strays) if row.strays else []
+    if any((stray["attempt"], stray["ended"]) == (attempt, outcome) for stray in strays):
+        return None
     strays.append({"attempt": attempt, "ended": outcome, "at": now.isoformat()})
     change = Change(notes=[(row, {"strays": json.dumps(strays)})])
     undoing = history.find_undoing(connection, row.key) if took_effect else None

@@ -50,6 +50,9 @@ class WorkflowTask(Task):
     abstract = True
     is_workflow = True
     acks_late = True
+    # the instance may not be recorded yet when the process that took the message dies; and once it is recorded,
+    # passes that end their process are counted
+    reject_on_worker_lost = True
     typing = False
     function: Callable[..., Any]
 

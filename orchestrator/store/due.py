@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, func, select, update
 
@@ -66,6 +67,12 @@ def postpone_publication(
     connection: Connection, row: HistoryRow, publish_at: datetime, due_at: datetime, dispatched_at: datetime
 ) -> bool:
     """Take the publication of a scheduled record on; ``False`` if another poller did, or it was claimed."""
+    if row.is_foreign:
+        # nobody claims it, so it is published once; a record that stayed due would keep others from their turn
+        moments = [moment for moment in (row.expires_at, row.timeout_at) if moment is not None]
+        values: dict[str, Any] = {"publish_at": None, "due_at": min(moments, default=None)}
+    else:
+        values = {"publish_at": publish_at, "due_at": due_at}
     statement = update(history).where(
         history.c.instance_id == row.instance_id,
         history.c.run == row.run,
@@ -75,12 +82,7 @@ def postpone_publication(
         history.c.dispatch == row.dispatch,
         history.c.publications == row.publications,
     )
-    values = {
-        "publish_at": publish_at,
-        "due_at": due_at,
-        "publications": row.publications + 1,
-        "dispatched_at": dispatched_at,
-    }
+    values |= {"publications": row.publications + 1, "dispatched_at": dispatched_at}
     return connection.execute(statement.values(**values)).rowcount == 1
 
 

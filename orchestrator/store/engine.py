@@ -8,6 +8,8 @@ heartbeat limit, so that a frozen process does not keep an instance locked.
 from __future__ import annotations
 
 import os
+import re
+import sqlite3
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -16,16 +18,19 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import tenacity
-from sqlalchemy import Connection, Engine, create_engine, event, exc, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url
 from sqlalchemy.pool import NullPool
 
 from orchestrator.errors import ConfigurationError, StoreUnreachable
 from orchestrator.store import migrations
+from orchestrator.store.forking import guard
 
 T = TypeVar("T")
 
-#: What the current transaction is for: ``claim``, ``settle``, ``advance`` … for logs, statistics and fault injection.
+#: What the current transaction is for: ``claim``, ``settle``, ``read settle`` … for logs, statistics, fault injection.
 current_purpose: ContextVar[str] = ContextVar("current_purpose", default="")
+
+BACKENDS = ("sqlite", "postgresql", "mysql", "mariadb")
 
 _PERMANENT = (exc.IntegrityError, exc.ProgrammingError, exc.DataError, exc.NotSupportedError)
 
@@ -38,11 +43,7 @@ class Store:
     """A database.  Makes no connection before the first transaction; migrates the schema then, unless told not to."""
 
     def __init__(self, url: str, *, idle_limit_seconds: float = 15.0, migrate: bool = True) -> None:
-        try:
-            self.url = make_url(url)
-            self.url.get_dialect()
-        except (exc.ArgumentError, exc.NoSuchModuleError, ImportError) as error:
-            raise ConfigurationError(f"the store URL {url!r} cannot be used: {error}") from error
+        self.url = _checked_url(url)
         self.idle_limit_seconds = idle_limit_seconds
         self.migrate = migrate
         self._lock = threading.Lock()
@@ -72,7 +73,7 @@ class Store:
     @contextmanager
     def read(self, purpose: str) -> Iterator[Connection]:
         """Open a transaction that only reads."""
-        with self._transaction(purpose, immediate=False) as connection:
+        with self._transaction(f"read {purpose}", immediate=False) as connection:
             yield connection
 
     @contextmanager
@@ -80,7 +81,7 @@ class Store:
         engine = self._ready_engine()
         token = current_purpose.set(purpose)
         try:
-            with engine.connect() as connection:
+            with guard.inside(), engine.connect() as connection:
                 if self.is_sqlite:
                     connection = connection.execution_options(orchestrator_immediate=immediate)
                 with connection.begin():
@@ -94,7 +95,8 @@ class Store:
                 if self._engine is None:
                     self._engine = self._make_engine()
                 if not self._is_migrated:
-                    self._migrate(self._engine)
+                    with guard.inside():
+                        self._migrate(self._engine)
                     self._is_migrated = True
         return self._engine
 
@@ -115,7 +117,7 @@ class Store:
         options: dict[str, Any] = {"isolation_level": "READ COMMITTED", "pool_pre_ping": True, "pool_size": 5}
         limit = self.idle_limit_seconds
         if self.backend == "postgresql":
-            options["connect_args"] = _postgresql_arguments(limit)
+            options["connect_args"] = _postgresql_arguments(self.url, limit)
             return create_engine(self.url, **options)
         engine = create_engine(self.url, connect_args=_mysql_arguments(), pool_recycle=1800, **options)
         event.listen(engine, "connect", lambda connection, _record: _limit_mysql_session(connection, limit))
@@ -145,11 +147,35 @@ class Store:
         self.dispose(close=False)
 
 
+def _checked_url(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+        dialect = parsed.get_dialect()
+        dialect.import_dbapi()
+    except (exc.ArgumentError, exc.NoSuchModuleError, ImportError, ValueError) as error:
+        # it may not be parsable at all, and the error is read by more people than may know the password
+        masked = re.sub(r":[^:@/]*@", ":***@", str(url))
+        raise ConfigurationError(f"the store URL {masked!r} cannot be used: {error}") from error
+    if dialect.is_async or parsed.get_backend_name() not in BACKENDS:
+        masked = parsed.render_as_string(hide_password=True)
+        raise ConfigurationError(f"the store URL {masked!r} cannot be used: give a synchronous driver of {BACKENDS}")
+    if parsed.get_backend_name() == "sqlite" and _is_in_memory(parsed):
+        raise ConfigurationError("an SQLite store in memory is one process's own; give a file, sqlite:///sagas.db")
+    return parsed
+
+
+def _is_in_memory(url: URL) -> bool:
+    return url.database in (None, "", ":memory:") or "mode=memory" in str(url)
+
+
 def is_transient(error: BaseException) -> bool:
     """Tell whether repeating the whole transaction can help: lost connections, deadlocks, a locked database."""
     if isinstance(error, Conflict | StoreUnreachable | exc.TimeoutError):
         return True
-    return isinstance(error, exc.DBAPIError) and not isinstance(error, _PERMANENT)
+    if not isinstance(error, exc.DBAPIError) or isinstance(error, _PERMANENT):
+        return False
+    # SQLite says of a missing table what it says of a locked one: OperationalError
+    return getattr(error.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR
 
 
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()
@@ -165,8 +191,6 @@ if hasattr(os, "register_at_fork"):
 
 
 def _sqlite_engine(url: Any) -> Engine:
-    if url.database in (None, "", ":memory:") or "mode=memory" in str(url):
-        raise ConfigurationError("an SQLite store in memory is one process's own; give a file, sqlite:///sagas.db")
     # no pool: a connection is a file handle, and one carried over a fork corrupts the database
     engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": 60, "check_same_thread": False})
 
@@ -186,11 +210,13 @@ def _sqlite_engine(url: Any) -> Engine:
     return engine
 
 
-def _postgresql_arguments(limit_seconds: float) -> dict[str, Any]:
+def _postgresql_arguments(url: URL, limit_seconds: float) -> dict[str, Any]:
     milliseconds = max(1000, int(limit_seconds * 1000))
     seconds = max(1, int(limit_seconds / 3))
+    own = url.query.get("options", "")  # a search_path, perhaps: what is given here takes the place of the URL's
+    given = own if isinstance(own, str) else " ".join(own)
     return {
-        "options": f"-c idle_in_transaction_session_timeout={milliseconds} -c tcp_keepalives_idle={seconds} "
+        "options": f"{given} -c idle_in_transaction_session_timeout={milliseconds} -c tcp_keepalives_idle={seconds} "
         f"-c tcp_keepalives_interval={seconds} -c tcp_keepalives_count=3 -c tcp_user_timeout={milliseconds}",
         "connect_timeout": 5,
         "keepalives_idle": seconds,

@@ -141,7 +141,8 @@ def set_attributes(connection: Connection, instance_id: str, attributes: Mapping
     if not attributes:
         return
     own = attribute.c.instance_id == instance_id
-    known = dict(connection.execute(select(attribute.c.name, attribute.c.value).where(own)).tuples().all())
+    rows = connection.execute(select(attribute.c.name, attribute.c.value).where(own))
+    known = {row[0]: row[1] for row in rows}
     for name, value in attributes.items():
         text = encode_attribute(value)
         if known.get(name) == text or (value is None and name not in known):
@@ -153,7 +154,7 @@ def set_attributes(connection: Connection, instance_id: str, attributes: Mapping
 
 def load_attributes(connection: Connection, instance_id: str) -> dict[str, Any]:
     rows = connection.execute(select(attribute.c.name, attribute.c.value).where(attribute.c.instance_id == instance_id))
-    return {name: json.loads(value) for name, value in rows.tuples()}
+    return {row[0]: json.loads(row[1]) for row in rows}
 
 
 def encode_attribute(value: Any) -> str:
@@ -253,8 +254,8 @@ def owe_blocked_passes(connection: Connection, workflows: Sequence[str], now: da
     statement = update(instance).where(
         instance.c.status == Status.BLOCKED, instance.c.refused.is_not(None), instance.c.workflow.in_(workflows)
     )
-    values = {"status": Status.RUNNING, "pass_due_at": now, "pass_publications": 0, "version": instance.c.version + 1}
-    connection.execute(statement.values(**values))
+    values = {"status": Status.RUNNING, "pass_due_at": now, "pass_attempts": 0, "pass_publications": 0}
+    connection.execute(statement.values(**values, version=instance.c.version + 1))
 
 
 # --- what an ending still owes ------------------------------------------------------------------------------------

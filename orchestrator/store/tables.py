@@ -61,6 +61,23 @@ def _payload() -> Text:
     return Text().with_variant(mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
 
 
+class Words(TypeDecorator[str]):
+    """Text for people, from anywhere; what not every database keeps (NUL, lone surrogates) is replaced."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name in ("mysql", "mariadb"):
+            return dialect.type_descriptor(mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"))
+        return dialect.type_descriptor(Text())
+
+    def process_bind_param(self, value: str | None, _dialect: Dialect) -> str | None:
+        if value is None:
+            return None
+        return value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
 metadata = MetaData()
 
 instance = Table(
@@ -75,9 +92,9 @@ instance = Table(
     Column("input", _payload(), nullable=False),
     Column("result", _payload()),
     Column("failure", _payload()),
-    Column("blocked", _payload()),  # why it is BLOCKED, in words
+    Column("blocked", Words),  # why it is BLOCKED, in words
     Column("not_undone", _payload()),
-    Column("progress", _payload()),
+    Column("progress", Words),
     Column("request", _payload()),  # what Celery is owed when it ends: callbacks, chain, chord
     # what the next pass waits for
     Column("waiting", Integer, nullable=False),
@@ -148,7 +165,7 @@ history = Table(
     Column("late_result", _payload()),
     Column("late_at", Instant),
     Column("strays", _payload()),  # what attempts that were given up came to after all
-    Column("resolution", _payload()),  # an operator's answer to a compensation that failed
+    Column("resolution", Words),  # an operator's answer to a compensation that failed
     # when
     Column("scheduled_at", Instant, nullable=False),
     Column("dispatched_at", Instant),

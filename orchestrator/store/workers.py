@@ -51,7 +51,7 @@ def beat(connection: Connection, incarnation: str, now: datetime) -> bool:
 def list_beats(connection: Connection) -> dict[str, int]:
     """Return the heartbeat of every live incarnation."""
     rows = connection.execute(select(worker.c.incarnation, worker.c.beat).where(worker.c.dead_at.is_(None)))
-    return dict(rows.tuples().all())
+    return {row[0]: row[1] for row in rows}
 
 
 def mark_dead(connection: Connection, incarnation: str, seen_beat: int | None, now: datetime) -> bool:

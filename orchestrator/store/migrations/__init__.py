@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, column, inspect, select, table, text
 
-from orchestrator.store.tables import VERSION_TABLE
+from orchestrator.store.tables import VERSION_TABLE, metadata
 
 #: The newest revision under ``versions/``; a test compares.
 HEAD = "0001"
@@ -21,7 +21,10 @@ def upgrade(engine: Engine) -> None:
         if find_revision(connection) == HEAD:
             return
     with engine.connect() as connection, _alone(connection), connection.begin():
-        if find_revision(connection) != HEAD:
+        revision = find_revision(connection)
+        if revision is None and connection.dialect.name in ("mysql", "mariadb"):
+            _clear_away(connection)
+        if revision != HEAD:
             _run(connection)
 
 
@@ -30,6 +33,13 @@ def find_revision(connection: Connection) -> str | None:
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
     return connection.execute(select(column("version_num")).select_from(table(VERSION_TABLE))).scalar()
+
+
+def _clear_away(connection: Connection) -> None:
+    """Drop the tables that a first migration left when its process was killed: MySQL commits each one by itself."""
+    for left in metadata.sorted_tables:
+        if inspect(connection).has_table(left.name) and connection.execute(select(left).limit(1)).first() is None:
+            left.drop(connection)
 
 
 def _run(connection: Connection) -> None:
@@ -58,7 +68,8 @@ def _alone(connection: Connection) -> Iterator[None]:
             yield
             return
     with connection.begin():
-        connection.execute(text(take))
+        while connection.execute(text(take)).scalar() == 0:
+            pass  # MySQL gives up waiting after its timeout, and says so only here
     try:
         yield
     finally:

@@ -1,0 +1,156 @@
+"""Real workers in processes of their own, and conditions to wait for."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from celery import Celery
+
+from orchestrator import Orchestrator, WorkflowHandle
+from tests.runtime import crashing, workflows
+from tests.runtime.effects import Effects
+
+T = TypeVar("T")
+__all__ = ["Cluster", "WorkerProcess", "wait_until", "workflows"]
+
+ROOT = Path(__file__).parents[2]
+
+
+def wait_until(condition: Callable[[], T], what: str, seconds: float = 30.0) -> T:
+    """Return the first true value of ``condition``."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = condition()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(0.02)
+
+
+class WorkerProcess:
+    """A ``celery worker``, and what it logs."""
+
+    def __init__(self, cluster: Cluster, arguments: tuple[str, ...], log: Path) -> None:
+        self.log = log
+        command = [
+            *(sys.executable, "-m", "celery", "-A", cluster.module, "worker", "--loglevel=INFO"),
+            *("--without-mingle", "--without-gossip", f"--hostname={uuid.uuid4().hex[:8]}@test"),
+            *arguments,
+        ]
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=cluster.environment, stdout=output, stderr=output, start_new_session=True
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    def wait_ready(self) -> WorkerProcess:
+        wait_until(lambda: " ready." in self.log.read_text() or not self.is_running, f"a worker ({self.log})")
+        assert self.is_running, self.log.read_text()[-3000:]
+        return self
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the worker and its pool processes."""
+        os.killpg(self.pid, number)
+
+    def kill(self) -> None:
+        if self.is_running:
+            self.signal(signal.SIGKILL)
+        self.process.wait(timeout=20)
+
+    def stop(self, seconds: float = 20.0) -> None:
+        if self.is_running:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
+class Cluster:
+    """A store, a broker, the outside world, and any number of workers."""
+
+    module = "tests.runtime.app"
+
+    def __init__(
+        self,
+        folder: Path,
+        store: str,
+        broker: str,
+        *,
+        settings: dict[str, Any] | None = None,
+        celery: dict[str, Any] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.crashes = folder / "crashes"
+        self.crashes.mkdir(parents=True, exist_ok=True)
+        self.queue = f"test-{uuid.uuid4().hex[:12]}"
+        self.effects = Effects(folder / "effects.db")
+        self.workers: list[WorkerProcess] = []
+        self.environment = {
+            **os.environ,
+            "TEST_STORE": store,
+            "TEST_BROKER": broker,
+            "TEST_QUEUE": self.queue,
+            "TEST_EFFECTS": self.effects.path,
+            "TEST_CRASHES": str(self.crashes),
+            "TEST_SETTINGS": json.dumps(settings or {}),
+            "TEST_CELERY": json.dumps(celery or {}),
+            "PYTHONPATH": str(ROOT),
+            "PYTHONWARNINGS": "default",
+        }
+        self.app = Celery("client", broker=broker)
+        self.app.conf.update(task_default_queue=self.queue, **(celery or {}))
+        own = {"heartbeat_limit": 1.5, "poll_interval": 0.2, "publish_grace": 3.0, **(settings or {})}
+        self.orchestrator = Orchestrator(self.app, store=store, **own)
+
+    # --- workers --------------------------------------------------------------------------------------------------
+
+    def start_worker(self, *arguments: str, pool: str = "prefork", concurrency: int = 2) -> WorkerProcess:
+        log = self.folder / f"worker-{len(self.workers)}.log"
+        worker = WorkerProcess(self, (f"--pool={pool}", f"--concurrency={concurrency}", *arguments), log)
+        self.workers.append(worker)
+        return worker
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+        self.orchestrator.store.dispose()
+        self.app.close()
+
+    def logs(self) -> str:
+        return "\n".join(worker.log.read_text() for worker in self.workers)
+
+    # --- instances ------------------------------------------------------------------------------------------------
+
+    def start(self, workflow: str, *args: Any, instance_id: str | None = None) -> WorkflowHandle:
+        """Start a workflow of ``tests.runtime.workflows``, durably."""
+        task = self.app.tasks[f"tests.runtime.workflows.{workflow}"]
+        return self.orchestrator.start(task.s(*args), instance_id=instance_id or f"{workflow}-{uuid.uuid4().hex[:8]}")
+
+    def plan_crash(self, instance: str, who: str, point: str, seq: int | None) -> None:
+        crashing.plan(self.crashes, instance, who, point, seq)
+
+    def wait_status(self, handle: WorkflowHandle, *statuses: str, seconds: float = 30.0) -> str:
+        wanted = statuses or ("COMPLETED", "COMPENSATED", "FAILED", "COMPENSATION_FAILED")
+        return wait_until(
+            lambda: handle.instance_status if handle.instance_status in wanted else "",
+            f"{handle.id} being {wanted} (it is {handle.instance_status})\n{self.logs()[-6000:]}",
+            seconds,
+        )

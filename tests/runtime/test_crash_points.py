@@ -1,0 +1,230 @@
+"""A worker process ends with SIGKILL at every point of the protocol; the saga still ends with each effect done or undone.
+
+Each point has an instance of its own, in a saga of three steps that completes or in one that undoes them, and a plan
+to die at that point, once.  The instances of a batch run together against one real worker: of ``child`` only the pool
+process dies, of ``worker`` all of it, and a new one is started.  Every test looks at one instance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import pytest
+
+from tests.brokers import embedded_valkey
+from tests.runtime import crashing
+from tests.runtime.cluster import Cluster, wait_until
+
+STEP = (
+    "message:taken",
+    "claim:before-commit",
+    "claim:after-commit",
+    "body:before-effect",
+    "body:after-effect",
+    "settle:before-commit",
+    "settle:after-commit",
+    "publish:before",
+    "publish:after",
+    "message:done",
+)
+IN_PARENT = ("ack:before", "ack:after")
+PASS = ("count-pass:before-commit", "count-pass:after-commit", "advance:before-commit", "advance:after-commit")
+END = ("settle:before-commit", "settle:after-commit", "finished:before-commit", "finished:after-commit")
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where an instance of ``workflow`` is hit."""
+
+    workflow: str
+    name: str
+    seq: int | None
+
+    @property
+    def instance(self) -> str:
+        return f"{self.workflow}-{self.name.replace(':', '-')}-{self.seq}"
+
+
+def _points(who: str) -> list[Point]:
+    of_step = STEP + (IN_PARENT if who == "worker" else ())
+    of_start = (*PASS, "publish:before", "publish:after")
+    forward = [Point("completes", name, 1) for name in of_step]
+    begin = [Point("completes", name, 0 if name.startswith("publish") else None) for name in of_start]
+    end = [Point("completes", name, None if name.startswith("finished") else 2) for name in END]
+    failing = [Point("undoes", name, 3) for name in ("settle:before-commit", "settle:after-commit")]
+    undoing = [Point("undoes", name, seq) for name, seq in product(of_step, (4, 5, 6))]
+    return begin + forward + end + failing + undoing
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Instances that run together."""
+
+    who: str
+    acks_late: bool
+    half: int | None = None  # in the default run a batch that kills whole workers takes every other point
+
+    @property
+    def at_once(self) -> int:
+        """A worker that dies takes the messages it had fetched with it: the others of its batch wait for them."""
+        return 8 if self.who == "child" else 3
+
+    @property
+    def name(self) -> str:
+        return f"{self.who}-{'acks-late' if self.acks_late else 'acks-early'}"
+
+    def points(self) -> list[Point]:
+        points = _points(self.who)
+        return points if self.half is None else points[self.half :: 2]
+
+
+CHILD_EARLY, CHILD_LATE = Batch("child", False), Batch("child", True)
+WORKER_EARLY, WORKER_LATE = Batch("worker", False, 0), Batch("worker", True, 1)
+OTHER_EARLY, OTHER_LATE = Batch("worker", False, 1), Batch("worker", True, 0)
+
+
+@pytest.fixture(scope="class")
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Where the batch of the class has run."""
+    batch: Batch = request.cls.batch
+    folder = tmp_path_factory.mktemp(batch.name)
+    with embedded_valkey() as broker:
+        cluster = Cluster(
+            folder,
+            f"sqlite:///{folder}/store.db",
+            broker,
+            # others of the batch die around it: it is lost more often than it would be by itself
+            settings={"max_lost": 100, "max_pass_attempts": 100, "publish_grace": 1.0, "heartbeat_limit": 1.0},
+            celery={"task_acks_late": batch.acks_late},
+        )
+        try:
+            _run(cluster, batch)
+            yield cluster
+        finally:
+            cluster.close()
+
+
+def _run(cluster: Cluster, batch: Batch) -> None:
+    """Run a few instances of the batch at a time, with a live worker, until all have ended and been hit."""
+    waiting = batch.points()
+    running: list[Point] = []
+    cluster.start_worker()
+
+    def is_over(point: Point) -> bool:
+        reached = crashing.was_reached(cluster.crashes, point.instance)
+        return reached and cluster.orchestrator.get(point.instance).instance_status in ("COMPLETED", "COMPENSATED")
+
+    def are_all_over() -> bool:
+        if not cluster.workers[-1].is_running:
+            cluster.start_worker()
+        running[:] = [point for point in running if not is_over(point)]
+        while waiting and len(running) < batch.at_once:
+            point = waiting.pop(0)
+            cluster.plan_crash(point.instance, batch.who, point.name, point.seq)
+            cluster.start(point.workflow, instance_id=point.instance)
+            running.append(point)
+        return not running
+
+    # what is not over by then is told of by its own test
+    with contextlib.suppress(AssertionError):
+        wait_until(are_all_over, "all instances of the batch", seconds=240)
+    cluster.workers[-1].kill()
+
+
+def check(cluster: Cluster, batch: Batch, point: Point) -> None:
+    """Check that the instance was hit at its point, and that every effect of it is done or undone."""
+    handle = cluster.orchestrator.get(point.instance)
+    log = f"{[(e.seq, e.kind, e.state, e.outcome, e.attempts) for e in handle.history()]}"
+    assert crashing.was_reached(cluster.crashes, point.instance), f"nobody died at {point}: {log}"
+    expected = "COMPLETED" if point.workflow == "completes" else "COMPENSATED"
+    assert handle.instance_status == expected, log
+
+    effects = cluster.effects.names(point.instance)
+    first = list(dict.fromkeys(effects))
+    if point.workflow == "completes":
+        assert first == ["do a", "do b", "do c"]
+        assert handle.get(timeout=0) == ["a", "b", "c"]
+    else:
+        assert first == ["do a", "do b", "do c", "undo c", "undo b", "undo a"]
+    # at most one step is hit, and only where its body had run was its effect repeated
+    repeated = [name for name in first if effects.count(name) > 1]
+    hit_after_effect = point.name in ("body:after-effect", "settle:before-commit") and batch.who == "child"
+    if batch.who == "child":
+        assert len(repeated) == (1 if hit_after_effect and _has_body(point) else 0)
+    _check_attempts_do_not_overlap(cluster, point.instance)
+
+
+def _has_body(point: Point) -> bool:
+    """The fourth step of the saga that undoes fails without an effect."""
+    return not (point.workflow == "undoes" and point.seq == 3)
+
+
+def _check_attempts_do_not_overlap(cluster: Cluster, instance: str) -> None:
+    """No attempt of a step begins in one process while another that goes on has begun it."""
+    alive: dict[int, tuple[int, int]] = {}
+    for effect in cluster.effects.list(instance):
+        if effect.what == "begin":
+            assert effect.attempt > alive.get(effect.seq, (0, 0))[0], f"an attempt began twice: {effect}"
+            alive[effect.seq] = (effect.attempt, effect.process)
+        else:
+            assert alive[effect.seq] == (effect.attempt, effect.process), f"an older attempt went on: {effect}"
+
+
+def every_point(batch: Batch) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("point", [pytest.param(point, id=point.instance) for point in batch.points()])
+
+
+# One class for each batch: pytest-xdist keeps the tests of a class together (--dist loadscope).
+
+
+class TestPoolProcessDiesWithEarlyAcks:
+    batch = CHILD_EARLY
+
+    @every_point(batch)
+    def test_every_effect_is_done_or_undone(self, cluster: Cluster, point: Point) -> None:
+        check(cluster, self.batch, point)
+
+
+class TestPoolProcessDiesWithLateAcks:
+    batch = CHILD_LATE
+
+    @every_point(batch)
+    def test_every_effect_is_done_or_undone(self, cluster: Cluster, point: Point) -> None:
+        check(cluster, self.batch, point)
+
+
+class TestWorkerDiesWithEarlyAcks:
+    batch = WORKER_EARLY
+
+    @every_point(batch)
+    def test_every_effect_is_done_or_undone(self, cluster: Cluster, point: Point) -> None:
+        check(cluster, self.batch, point)
+
+
+class TestWorkerDiesWithLateAcks:
+    batch = WORKER_LATE
+
+    @every_point(batch)
+    def test_every_effect_is_done_or_undone(self, cluster: Cluster, point: Point) -> None:
+        check(cluster, self.batch, point)
+
+
+@pytest.mark.storm
+class TestWorkerDiesAtTheOtherPointsWithEarlyAcks:
+    batch = OTHER_EARLY
+
+    @every_point(batch)
+    def test_every_effect_is_done_or_undone(self, cluster: Cluster, point: Point) -> None:
+        check(cluster, self.batch, point)
+
+
+@pytest.mark.storm
+class TestWorkerDiesAtTheOtherPointsWithLateAcks:
+    batch = OTHER_LATE
+
+    @every_point(batch)
+    def test_every_effect_is_done_or_undone(self, cluster: Cluster, point: Point) -> None:
+        check(cluster, self.batch, point)
