@@ -26,8 +26,9 @@ logger = logging.getLogger("orchestrator")
 
 START_HEADER = "orchestrator_start"
 
-#: How long a start task tries to reach the store before it gives its process back and is sent again with a delay.
-START_PATIENCE_SECONDS, START_DELAY_SECONDS = 5.0, 10.0
+#: How long a start task tries to reach the store before it gives its process back, and after how many poll intervals
+#: it is sent again.
+START_PATIENCE_SECONDS, START_DELAY_POLLS = 5.0, 10
 
 
 class Starter:
@@ -108,16 +109,17 @@ class Starter:
 
     def begin(self, task: WorkflowTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Record the instance that a start task names, unless it is recorded, and make its first pass."""
-        request = task.request
+        request, settings = task.request, self.coordinator.settings
         try:
             generation = self.store.retrying(
-                lambda: self._record(task, request, args, kwargs), patience_seconds=START_PATIENCE_SECONDS
+                lambda: self._record(task, request, args, kwargs),
+                patience_seconds=min(START_PATIENCE_SECONDS, settings.store_patience),
             )
         except (exc.SQLAlchemyError, errors.StoreUnreachable) as error:
             if not is_transient(error):
                 raise
             logger.warning("%s: the store is away, will be tried again: %r", request.id, error)
-            raise task.retry(exc=error, countdown=START_DELAY_SECONDS, max_retries=None) from error
+            raise task.retry(exc=error, countdown=START_DELAY_POLLS * settings.poll_interval, max_retries=None) from error
         self.dispatcher.deliver(self.coordinator.advance(request.id, generation))
 
     def _record(self, task: WorkflowTask, request: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

@@ -7,34 +7,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from celery import Celery
 
 from orchestrator import Orchestrator, WorkflowHandle
 from tests.runtime import crashing, workflows
 from tests.runtime.effects import Effects
+from tests.waiting import wait_until
 
-T = TypeVar("T")
 __all__ = ["Cluster", "WorkerProcess", "wait_until", "workflows"]
 
 ROOT = Path(__file__).parents[2]
-
-
-def wait_until(condition: Callable[[], T], what: str, seconds: float = 30.0) -> T:
-    """Return the first true value of ``condition``."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found:
-            return found
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds} s: {what}")
-        time.sleep(0.02)
 
 
 class WorkerProcess:
@@ -127,6 +113,12 @@ class Cluster:
         worker = WorkerProcess(self, (f"--pool={pool}", f"--concurrency={concurrency}", *arguments), log)
         self.workers.append(worker)
         return worker
+
+    def supervise(self) -> bool:
+        """Start the last worker again if it has ended, as whoever runs Celery does: a lost broker can end one."""
+        if not self.workers[-1].is_running:
+            self.start_worker()
+        return True
 
     def close(self) -> None:
         for worker in self.workers:

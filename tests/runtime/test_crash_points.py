@@ -16,7 +16,8 @@ import pytest
 
 from tests.brokers import embedded_valkey
 from tests.runtime import crashing
-from tests.runtime.cluster import Cluster, wait_until
+from tests.runtime.cluster import Cluster
+from tests.waiting import wait_until
 
 STEP = (
     "message:taken",
@@ -118,8 +119,7 @@ def _run(cluster: Cluster, batch: Batch) -> None:
         return reached and cluster.orchestrator.get(point.instance).instance_status in ("COMPLETED", "COMPENSATED")
 
     def are_all_over() -> bool:
-        if not cluster.workers[-1].is_running:
-            cluster.start_worker()
+        cluster.supervise()
         running[:] = [point for point in running if not is_over(point)]
         while waiting and len(running) < batch.at_once:
             point = waiting.pop(0)

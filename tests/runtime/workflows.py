@@ -49,7 +49,9 @@ def fail(name: str) -> None:
 def wait_for_file(path: str, name: str) -> str:
     """Have an effect, then run until the file exists."""
     act(f"do {name}")
+    deadline = time.monotonic() + 60
     while not Path(path).exists():
+        assert time.monotonic() < deadline, f"nobody made {path}"
         time.sleep(0.02)
     note(f"do {name}", "released")
     return name
@@ -65,3 +67,29 @@ def undoes(ctx: Context) -> None:
     for name in "abc":
         ctx.run(do.s(name), compensate=undo.s(name))
     ctx.run(fail.s("d"))
+
+
+@shared_workflow
+def waits(ctx: Context, path: str) -> list[str]:
+    """Three steps, of which the second one runs until a file is made."""
+    first = ctx.run(do.s("a"), compensate=undo.s("a"))
+    second = ctx.run(wait_for_file.s(path, "b"), compensate=undo.s("b"))
+    return [first, second, ctx.run(do.s("c"))]
+
+
+@shared_workflow
+def works(ctx: Context, count: int) -> int:
+    """Steps in a row, for a load."""
+    return sum(len(ctx.run(do.s(f"step {number}"))) for number in range(count))
+
+
+@shared_task
+def take_seconds(seconds: float) -> str:
+    act("do long")
+    time.sleep(seconds)  # what a long call to somebody else does
+    return "done"
+
+
+@shared_workflow
+def takes_seconds(ctx: Context, seconds: float) -> str:
+    return str(ctx.run(take_seconds.s(seconds)))
