@@ -197,8 +197,8 @@ class Context:
         """Run ``step`` once for each of ``items``, the item as its first argument; return the results in order.
 
         At most ``concurrency`` are dispatched at a time, and undone at a time.  ``on_failure="stop"``: the first
-        failure withdraws what has not begun, waits for what has, and is raised; ``"collect"``: failures come back in
-        place.
+        failure withdraws what has not begun and waits for what has; then the failure with the lowest ``seq`` is raised.
+        ``"collect"``: failures come back in place.
         """
         if concurrency is not None and concurrency < 1:
             raise errors.ContextMisused(f"ctx.map was given concurrency={concurrency}; at least 1 is needed")

@@ -33,7 +33,32 @@ class Handle:
         raise AssertionError("every kind of handle has its own value")
 
 
-class StepHandle(Handle):
+class _Steps(Handle):
+    """What a step and a group of steps have in common."""
+
+    @property
+    def error(self) -> errors.StepFailed | None:
+        """The failure with the lowest ``seq`` among what has settled, ``None`` while there is none.
+
+        Reading it takes notice of that failure: the scope no longer fails for it at its end.
+        """
+        self._pass.check_live()
+        failed = min((node for node in self._nodes if node.is_failure), key=lambda node: node.seq, default=None)
+        return None if failed is None else self._pass.failure_of(failed)
+
+    def cancel(self) -> None:
+        """Withdraw what has not begun; wait until the attempts of what has have ended, and undo it.
+
+        Raises ``CompensationFailed`` when it could not be undone.
+        """
+        self._pass.check_live()
+        open_nodes = [node for node in self._nodes if not node.is_undone]
+        failed = self._pass.undo_nodes(open_nodes) if open_nodes else ()
+        if failed:
+            raise errors.CompensationFailed(failed)
+
+
+class StepHandle(_Steps):
     """A step that was started."""
 
     @property
@@ -45,29 +70,6 @@ class StepHandle(Handle):
     def name(self) -> str:
         """The name of the step's task."""
         return self._nodes[0].record.name
-
-    @property
-    def error(self) -> errors.StepFailed | None:
-        """The failure of a settled step, ``None`` for one that succeeded or has not settled.
-
-        Reading it takes notice of the failure: the scope no longer fails for it at its end.
-        """
-        self._pass.check_live()
-        node = self._nodes[0]
-        return self._pass.failure_of(node) if node.is_failure else None
-
-    def cancel(self) -> None:
-        """Withdraw the step if it has not begun; else wait until its attempt has ended, and undo it.
-
-        Raises ``CompensationFailed`` when it could not be undone.
-        """
-        self._pass.check_live()
-        node = self._nodes[0]
-        if node.is_undone:
-            return
-        failed = self._pass.undo_nodes([node])
-        if failed:
-            raise errors.CompensationFailed(failed)
 
     def _value(self) -> Any:
         return self._pass.value_of(self._nodes[0])
@@ -86,7 +88,7 @@ class TimerHandle(Handle):
         return f"<TimerHandle {self._nodes[0].seq}>"
 
 
-class GroupHandle(Handle):
+class GroupHandle(_Steps):
     """The members of a group, each a step of its own; the result is the list of theirs."""
 
     def __init__(self, current: Pass, members: Sequence[Handle]) -> None:

@@ -12,7 +12,7 @@ from orchestrator.core.records import Broken, Outcome, StartTimer, State, Waitin
 
 from .driver import STARTED_AT
 from .host import FakeHost, group
-from .past import Past, asks, failure_of, result_of
+from .past import Past, asks, failure_of, plan, result_of
 
 
 def first_of_two(host: FakeHost, timeout: float | None = None) -> Any:
@@ -169,3 +169,19 @@ def test_events_are_delivered_one_at_a_time_and_only_inside_a_wait(past: Past, h
 
     past.asked("work").asked("work").asked("work").succeeded(2).succeeded(0).succeeded(1)
     assert result_of(past.decide(workflow)) == [[True, False, True], [True, True, True], [True, True, True]]
+
+
+def test_a_group_handle_tells_its_first_failure_and_is_cancelled_as_a_whole(past: Past, host: FakeHost) -> None:
+    told = []
+
+    def workflow(ctx: Context) -> Any:
+        pair = ctx.start(group(host.tasks["charge"].s(), host.tasks["ship"].s()), compensate=host.tasks["refund"].s())
+        ctx.run(host.tasks["reserve"].s())
+        told.append(pair.error)
+        pair.cancel()
+
+    past.asked("charge", compensation=plan("refund")).asked("ship", compensation=plan("refund")).asked("reserve")
+    past.failed(1, OSError, "no van").succeeded(0, "c-1").succeeded(2)
+    decision = past.decide(workflow)
+    assert isinstance(told[0], OSError)
+    assert asks(decision) == ["compensation refund of 0"]

@@ -21,6 +21,7 @@ from tests.waiting import wait_until
 __all__ = ["Cluster", "WorkerProcess", "wait_until", "workflows"]
 
 ROOT = Path(__file__).parents[2]
+ENDED = ("COMPLETED", "COMPENSATED", "FAILED", "COMPENSATION_FAILED")
 
 
 class WorkerProcess:
@@ -82,8 +83,10 @@ class Cluster:
         *,
         settings: dict[str, Any] | None = None,
         celery: dict[str, Any] | None = None,
+        tasks: str = "tests.runtime.workflows",
     ) -> None:
         self.folder = folder
+        self.tasks = tasks
         self.crashes = folder / "crashes"
         self.crashes.mkdir(parents=True, exist_ok=True)
         self.queue = f"test-{uuid.uuid4().hex[:12]}"
@@ -91,6 +94,7 @@ class Cluster:
         self.workers: list[WorkerProcess] = []
         self.environment = {
             **os.environ,
+            "TEST_TASKS": tasks,
             "TEST_STORE": store,
             "TEST_BROKER": broker,
             "TEST_QUEUE": self.queue,
@@ -123,6 +127,9 @@ class Cluster:
     def close(self) -> None:
         for worker in self.workers:
             worker.kill()
+        if self.environment["TEST_BROKER"].startswith("amqp"):
+            with self.app.connection_for_write() as connection, connection.channel() as channel:
+                channel.queue_delete(self.queue)
         self.orchestrator.store.dispose()
         self.app.close()
 
@@ -131,16 +138,26 @@ class Cluster:
 
     # --- instances ------------------------------------------------------------------------------------------------
 
+    def task(self, name: str) -> Any:
+        """Return a task or workflow of the module of tasks, as the client knows it."""
+        return self.app.tasks[f"{self.tasks}.{name}"]
+
     def start(self, workflow: str, *args: Any, instance_id: str | None = None) -> WorkflowHandle:
-        """Start a workflow of ``tests.runtime.workflows``, durably."""
-        task = self.app.tasks[f"tests.runtime.workflows.{workflow}"]
+        """Start a workflow of the module of tasks, durably."""
+        task = self.task(workflow)
         return self.orchestrator.start(task.s(*args), instance_id=instance_id or f"{workflow}-{uuid.uuid4().hex[:8]}")
+
+    def run(self, workflow: str, *args: Any) -> WorkflowHandle:
+        """Start a workflow and wait until it has ended, or is blocked."""
+        handle = self.start(workflow, *args)
+        self.wait_status(handle, *ENDED, "BLOCKED")
+        return handle
 
     def plan_crash(self, instance: str, who: str, point: str, seq: int | None) -> None:
         crashing.plan(self.crashes, instance, who, point, seq)
 
     def wait_status(self, handle: WorkflowHandle, *statuses: str, seconds: float = 30.0) -> str:
-        wanted = statuses or ("COMPLETED", "COMPENSATED", "FAILED", "COMPENSATION_FAILED")
+        wanted = statuses or ENDED
         return wait_until(
             lambda: handle.instance_status if handle.instance_status in wanted else "",
             f"{handle.id} being {wanted} (it is {handle.instance_status})\n{self.logs()[-6000:]}",

@@ -1,8 +1,8 @@
 """Ends a worker process with SIGKILL at a named point of the protocol, once for each instance that has one.
 
 A plan is a file in a folder, named for the instance, holding ``who point seq``.  Whoever reaches the point renames the
-file, which only one process can do, and dies there.  All hooks are outside of the package: SQLAlchemy's commit, Celery's
-publish and acknowledgement, and the bodies of the tests' own tasks.
+file, which only one process can do, and dies there.  All hooks are outside of the package: SQLAlchemy's commit,
+Celery's publish and acknowledgement, and the bodies of the tests' own tasks.
 """
 
 from __future__ import annotations

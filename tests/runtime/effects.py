@@ -48,10 +48,10 @@ class Effects:
         with self._open() as connection:
             connection.execute("INSERT INTO effect VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
-    def list(self, instance: str | None = None, what: str | None = None) -> list[Effect]:
+    def list_effects(self, instance: str | None = None, what: str | None = None) -> list[Effect]:
         with self._open() as connection:
             rows = [Effect(*row) for row in connection.execute("SELECT * FROM effect ORDER BY rowid")]
         return [e for e in rows if instance in (None, e.instance) and what in (None, e.what)]
 
     def names(self, instance: str, what: str = "effect") -> list[str]:
-        return [effect.name for effect in self.list(instance, what)]
+        return [effect.name for effect in self.list_effects(instance, what)]

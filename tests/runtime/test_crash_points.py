@@ -1,4 +1,4 @@
-"""A worker process ends with SIGKILL at every point of the protocol; the saga still ends with each effect done or undone.
+"""A worker process ends with SIGKILL at every point of the protocol; still each effect ends as done or as undone.
 
 Each point has an instance of its own, in a saga of three steps that completes or in one that undoes them, and a plan
 to die at that point, once.  The instances of a batch run together against one real worker: of ``child`` only the pool
@@ -165,7 +165,7 @@ def _has_body(point: Point) -> bool:
 def _check_attempts_do_not_overlap(cluster: Cluster, instance: str) -> None:
     """No attempt of a step begins in one process while another that goes on has begun it."""
     alive: dict[int, tuple[int, int]] = {}
-    for effect in cluster.effects.list(instance):
+    for effect in cluster.effects.list_effects(instance):
         if effect.what == "begin":
             assert effect.attempt > alive.get(effect.seq, (0, 0))[0], f"an attempt began twice: {effect}"
             alive[effect.seq] = (effect.attempt, effect.process)

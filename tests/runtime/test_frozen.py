@@ -71,7 +71,9 @@ def test_recovery_after_a_killed_worker_begins_within_the_heartbeat_limit(cluste
     killed.kill()
     killed_at = time.monotonic()
     again = wait_until(
-        lambda: [e.at for e in cluster.effects.list(go_on.id) if (e.name, e.attempt, e.what) == ("do b", 2, "begin")],
+        lambda: [
+            e.at for e in cluster.effects.list_effects(go_on.id) if (e.name, e.attempt, e.what) == ("do b", 2, "begin")
+        ],
         "the step's second attempt",
     )
     # the limit, a beat that had just been made, and the poll that finds it; twice that for a busy machine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ from orchestrator.errors import StoreUnreachable
 from tests.private_servers import PrivatePostgresql, PrivateValkey
 from tests.runtime.cluster import Cluster
 from tests.waiting import wait_until
+
+
+def has_done(cluster: Cluster, count: int) -> bool:
+    return len(cluster.effects.list_effects(what="effect")) > count
+
 
 FAST: dict[str, Any] = {"publish_grace": 1.0}
 
@@ -70,7 +76,7 @@ def test_a_broker_restarted_empty_loses_nothing(on_sqlite: Cluster, broker: Priv
     broker.start()
     handles = [on_sqlite.start("undoes") for _ in range(8)]
     on_sqlite.start_worker()
-    wait_until(lambda: len(on_sqlite.effects.list(what="effect")) > 5, "work being under way")
+    wait_until(lambda: len(on_sqlite.effects.list_effects(what="effect")) > 5, "work being under way")
     broker.stop()
     broker.start()
     wait_until(lambda: on_sqlite.supervise() and all(h.ready() for h in handles), "all of them ending", seconds=60)
@@ -87,8 +93,8 @@ def test_a_database_restarted_under_load_loses_and_doubles_nothing(
         cluster.start_worker(concurrency=4)
         handles = [cluster.start("undoes") for _ in range(6)] + [cluster.start("works", 6) for _ in range(6)]
         for round_ in range(3):
-            seen = len(cluster.effects.list(what="effect"))
-            wait_until(lambda seen=seen: len(cluster.effects.list(what="effect")) > seen + 4, f"work in round {round_}")
+            seen = len(cluster.effects.list_effects(what="effect"))
+            wait_until(partial(has_done, cluster, seen + 4), f"work in round {round_}")
             database.stop()
             database.start()
         for handle in handles:
