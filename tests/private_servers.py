@@ -53,7 +53,7 @@ class PrivatePostgresql:
         if os.getuid() == 0:
             # the server refuses to run as root
             for each in (folder, *folder.parents):
-                if each == Path("/tmp"):  # noqa: S108
+                if each == Path("/tmp"):
                     break
                 each.chmod(0o755)
             shutil.chown(folder, "postgres")

@@ -93,15 +93,17 @@ def owe_pass(instance: Instance, change: Change, due_at: datetime) -> None:
 def is_written(connection: Connection, instance: Instance, change: Change) -> bool:
     """Tell by its records whether a change took effect to whose COMMIT no answer came."""
     for row, values in change.rows.values():
-        told = {name: values[name] for name in ("settled_order", "late_order", "dispatch") if name in values}
-        if told:
-            found = history.find_row(connection, row.key)
-            told |= {"attempt": row.attempt, "outcome": values.get("outcome", row.outcome)}
-            return found is not None and all(getattr(found, name) == value for name, value in told.items())
+        if values.keys() & {"settled_order", "late_order", "dispatch"}:
+            expected, found = row.changed(values), history.find_row(connection, row.key)
+            return found is not None and _told_by(found) == _told_by(expected)
     for new in change.new_rows:
         found = history.find_row(connection, StepKey(instance.id, instance.generation, instance.run, new["seq"]))
         return found is not None
     return False
+
+
+def _told_by(row: HistoryRow) -> tuple[object, ...]:
+    return (row.attempt, row.dispatch, row.outcome, row.settled_order, row.late_order)
 
 
 # --- what the clock brings ----------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ class Words(TypeDecorator[str]):
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         if dialect.name in ("mysql", "mariadb"):
             return dialect.type_descriptor(mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"))
-        return dialect.type_descriptor(Text())
+        return super().load_dialect_impl(dialect)
 
     def process_bind_param(self, value: str | None, _dialect: Dialect) -> str | None:
         if value is None:

@@ -1,0 +1,139 @@
+"""Migrations: safe when many processes start at once, and what they make is what the tables say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, event, exc, inspect, text
+
+from orchestrator.errors import StoreUnreachable
+from orchestrator.store import due, migrations
+from orchestrator.store.engine import Store
+from orchestrator.store.tables import VERSION_TABLE, metadata
+
+from .processes import fork, wait_for
+
+OpenStore = Callable[..., Store]
+
+
+def differences(connection: Connection) -> list[object]:
+    options = {
+        "version_table": VERSION_TABLE,
+        "compare_type": True,
+        "include_name": lambda name, kind, _parents: kind != "table" or str(name).startswith("orchestrator_"),
+    }
+    found: list[object] = compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
+    return found
+
+
+def tables(store: Store) -> set[str]:
+    with store.read("look") as connection:
+        return set(inspect(connection).get_table_names())
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_8_processes_that_start_at_once_on_an_empty_database_all_succeed(
+    empty_store_url: str, open_store: OpenStore
+) -> None:
+    told, tells = os.pipe()
+    children = [fork(lambda: use_when_told(empty_store_url, told, tells)) for _ in range(8)]
+    os.close(tells)  # the last writer: all children read the end of the pipe at once
+    assert [wait_for(child) for child in children] == [0] * 8
+    os.close(told)
+    with open_store(empty_store_url, migrate=False).read("look") as connection:
+        assert migrations.find_revision(connection) == migrations.HEAD
+        assert differences(connection) == []
+
+
+def use_when_told(url: str, told: int, tells: int) -> None:
+    os.close(tells)
+    os.read(told, 1)
+    store = Store(url)
+    with store.read("look") as connection:
+        assert due.find_next_due(connection) is None
+    store.dispose()
+
+
+def test_the_schema_that_migrations_make_is_what_the_tables_say(store: Store) -> None:
+    with store.read("compare") as connection:
+        assert differences(connection) == []
+
+
+def test_the_comparison_finds_a_column_that_is_missing(store: Store) -> None:
+    with store.begin("spoil") as connection:
+        connection.execute(text("ALTER TABLE orchestrator_worker DROP COLUMN version"))
+        connection.execute(text("ALTER TABLE orchestrator_worker ADD COLUMN extra INTEGER"))
+    with store.read("compare") as connection:
+        assert len(differences(connection)) == 2
+
+
+def test_head_is_the_newest_revision() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    assert ScriptDirectory.from_config(config).get_heads() == [migrations.HEAD]
+
+
+def test_all_tables_carry_our_prefix_and_the_version_is_kept_apart(store: Store) -> None:
+    assert tables(store) == {*metadata.tables, VERSION_TABLE}
+    assert all(name.startswith("orchestrator_") for name in tables(store))
+
+
+def test_migrate_false_leaves_an_empty_database_alone(empty_store_url: str, open_store: OpenStore) -> None:
+    store = open_store(empty_store_url, migrate=False)
+    assert tables(store) == set()
+    with pytest.raises(exc.DBAPIError, match="orchestrator_worker"), store.read("look") as connection:
+        connection.execute(text("SELECT count(*) FROM orchestrator_worker"))
+    assert tables(store) == set()
+
+
+def test_tables_of_others_are_left_alone(empty_store_url: str, open_store: OpenStore) -> None:
+    with open_store(empty_store_url, migrate=False).begin("prepare") as connection:
+        connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
+        connection.execute(text("INSERT INTO alembic_version VALUES ('theirs')"))
+    store = open_store(empty_store_url)
+    assert tables(store) == {*metadata.tables, VERSION_TABLE, "alembic_version"}
+    with store.read("look") as connection:
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "theirs"
+        assert differences(connection) == []
+
+
+@pytest.mark.parametrize("statements", [1, 4, 9], ids=lambda count: f"after-{count}-statements")
+def test_a_migration_that_was_interrupted_is_made_by_the_next_process(
+    empty_store_url: str, open_store: OpenStore, statements: int
+) -> None:
+    killed = open_store(empty_store_url, migrate=False)
+    with killed.read("open"):
+        engine = killed._engine
+    assert engine is not None
+    left = iter(range(statements))
+
+    def dies(_connection: Connection, _cursor: object, statement: str, *_rest: object) -> None:
+        if statement.lstrip().startswith("CREATE") and next(left, None) is None:
+            raise KeyboardInterrupt
+
+    event.listen(engine, "before_cursor_execute", dies)
+    with pytest.raises(KeyboardInterrupt):
+        migrations.upgrade(engine)
+    store = open_store(empty_store_url)
+    with store.read("compare") as connection:
+        assert differences(connection) == []
+        assert migrations.find_revision(connection) == migrations.HEAD
+
+
+def test_a_table_without_a_version_is_not_dropped_while_it_holds_anything(
+    mysql_url: str, open_store: OpenStore
+) -> None:
+    with open_store(mysql_url).begin("spoil") as connection:
+        connection.execute(text(f"DELETE FROM {VERSION_TABLE}"))
+        connection.execute(text("INSERT INTO orchestrator_finish VALUES ('order-1', 'g', 0, '2024-05-01')"))
+    with pytest.raises(StoreUnreachable, match="already exists"), open_store(mysql_url).read("look"):
+        pass
+    with open_store(mysql_url, migrate=False).read("look") as connection:
+        assert connection.execute(text("SELECT count(*) FROM orchestrator_finish")).scalar() == 1

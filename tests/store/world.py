@@ -1,0 +1,255 @@
+"""A coordinator over a real database, workflow functions run by the real core, and no broker.
+
+What a worker does is called directly: a test claims a step and says how its attempt ended.  Time stands still until
+the test moves it.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from orchestrator.core.attempts import AttemptDoubtful, AttemptFailed, AttemptLost, AttemptSucceeded, Ended
+from orchestrator.core.records import Decision
+from orchestrator.core.replay import decide
+from orchestrator.runtime.change import Outbox
+from orchestrator.runtime.coordinator import Coordinator
+from orchestrator.runtime.settings import Settings
+from orchestrator.store import history, instances, workers
+from orchestrator.store.engine import Store
+from orchestrator.store.history import Claimant, HistoryRow, StepKey, as_history
+from orchestrator.store.instances import Instance, Status
+from orchestrator.store.workers import Worker
+from tests.core.host import FakeHost, Signature, failure
+
+BEGINNING = datetime(2024, 5, 1, 12, 0, 0, 123456, tzinfo=UTC)
+PATIENCE_SECONDS = 20.0
+
+FAILS = AttemptFailed(failure(RuntimeError, "declined"))
+DOUBTS = AttemptDoubtful(failure(TimeoutError, "no answer"))
+LOST = AttemptLost(failure(Exception, "its process ended"))
+
+
+def succeeds(value: object = None) -> AttemptSucceeded:
+    return AttemptSucceeded(json.dumps(value))
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = BEGINNING
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+class Scripted:
+    """Workflow functions by name; ``during_pass`` is called once, inside the next pass, before it commits."""
+
+    def __init__(self, functions: dict[str, Callable[..., Any]], tasks: Iterable[str]) -> None:
+        self.functions = functions
+        self.host = FakeHost(max_payload_bytes=4 * 1024 * 1024)
+        for name in tasks:
+            self.host.task(name)
+        self.passes: list[str] = []
+        self.during_pass: Callable[[], object] | None = None
+
+    def knows(self, workflow: str) -> bool:
+        return workflow in self.functions
+
+    def decide(self, instance: Instance, rows: list[HistoryRow]) -> Decision:
+        self.passes.append(instance.id)
+        past = as_history(instance, sorted(rows, key=lambda row: row.seq))
+        args = json.loads(instance.input)["args"]
+        decision = decide(self.functions[instance.workflow], tuple(args), {}, past, self.host)
+        interruption, self.during_pass = self.during_pass, None
+        if interruption is not None:
+            interruption()
+        return decision
+
+
+TASKS = ("reserve", "charge", "ship", "release", "refund", "recall", "work", "undo")
+
+
+def step(name: str, *args: Any, **options: Any) -> Signature:
+    return Signature(name, args, options=options)
+
+
+class World:
+    """One instance at a time, the workers that run its steps, and what was published for it."""
+
+    def __init__(self, store: Store, **functions: Callable[..., Any]) -> None:
+        self.store = store
+        self.clock = Clock()
+        self.settings = Settings(store_patience=PATIENCE_SECONDS)
+        self.workflows = Scripted(functions, TASKS)
+        self.incarnation = self.hire("worker-1", functions)
+        self.coordinator = self.coordinator_of(self.incarnation)
+        self.generation = secrets.token_hex(8)
+        self.instance_id = "order-1"
+        self.published: list[tuple[int, int]] = []
+        self.passes_owed = 0
+
+    def coordinator_of(
+        self, incarnation: str, store: Store | None = None, workflows: Scripted | None = None
+    ) -> Coordinator:
+        return Coordinator(
+            store or self.store, self.settings, workflows or self.workflows, lambda: incarnation, self.clock
+        )
+
+    def hire(self, incarnation: str, serves: Iterable[str] = ()) -> str:
+        """Record a worker."""
+        new = Worker(incarnation, "node", 1, "0", 0, self.clock(), self.clock(), tuple(serves), TASKS, ())
+        with self.store.begin("hire") as connection:
+            workers.insert_worker(connection, new)
+        return incarnation
+
+    def fire(self, incarnation: str) -> None:
+        """Give a worker up."""
+        with self.store.begin("fire") as connection:
+            assert workers.mark_dead(connection, incarnation, None, self.clock())
+
+    # --- what the runtime would do ------------------------------------------------------------------------------------
+
+    def record(self, workflow: str, *args: Any, instance_id: str = "order-1") -> None:
+        """Record an instance that owes its first pass."""
+        self.instance_id = instance_id
+        with self.store.begin("start") as connection:
+            assert instances.insert_instance(
+                connection,
+                instance_id=instance_id,
+                generation=self.generation,
+                workflow=workflow,
+                queue=None,
+                arguments=json.dumps({"args": args, "kwargs": {}}),
+                request=None,
+                now=self.clock(),
+                pass_due_at=self.clock(),
+            )
+
+    def start(self, workflow: str, *args: Any, instance_id: str = "order-1") -> None:
+        self.record(workflow, *args, instance_id=instance_id)
+        self.advance()
+
+    def advance(self, coordinator: Coordinator | None = None) -> None:
+        self.publish((coordinator or self.coordinator).advance(self.instance_id, self.generation))
+
+    def claim(
+        self,
+        seq: int,
+        *,
+        by: str = "worker-1",
+        dispatch: int | None = None,
+        generation: str | None = None,
+        compensation: str | None = None,
+    ) -> HistoryRow | None:
+        key = StepKey(self.instance_id, generation or self.generation, 0, seq)
+        if dispatch is None:
+            dispatch = self.row(seq).dispatch
+        with self.store.begin("claim") as connection:
+            return history.claim(connection, key, dispatch, Claimant(by, 1), self.clock(), compensation)
+
+    def take(self, seq: int, *, by: str = "worker-1") -> HistoryRow:
+        row = self.claim(seq, by=by)
+        assert row is not None
+        return row
+
+    def end(self, row: HistoryRow, ended: Ended, *, coordinator: Coordinator | None = None) -> bool:
+        """Settle an attempt as its worker would; return whether it still held the claim."""
+        was_held, outbox = (coordinator or self.coordinator).end_attempt(row.key, row.attempt, ended)
+        self.publish(outbox)
+        return was_held
+
+    def run(self, seq: int, ended: Ended) -> HistoryRow:
+        """Claim a step and end its attempt."""
+        row = self.take(seq)
+        assert self.end(row, ended)
+        return row
+
+    def lose(self, row: HistoryRow) -> None:
+        """Give an attempt up, as a poller would."""
+        was_held, outbox = self.coordinator.end_attempt(row.key, row.attempt, LOST, makes_pass=False)
+        assert was_held
+        self.publish(outbox)
+
+    def time_out(self, seq: int) -> None:
+        self.publish(self.coordinator.time_out(self.row(seq).key))
+
+    def publish(self, outbox: Outbox) -> None:
+        self.published += [(row.seq, row.dispatch) for row in outbox.steps]
+        self.passes_owed += outbox.owes_pass is not None
+
+    # --- what is recorded ---------------------------------------------------------------------------------------------
+
+    @property
+    def instance(self) -> Instance:
+        with self.store.read("look") as connection:
+            found = instances.find_instance(connection, self.instance_id)
+        assert found is not None
+        return found
+
+    def status(self) -> Status:
+        return self.instance.status
+
+    def rows(self) -> list[HistoryRow]:
+        with self.store.read("look") as connection:
+            return history.load_rows(connection, self.instance_id, 0)
+
+    def row(self, seq: int) -> HistoryRow:
+        with self.store.read("look") as connection:
+            found = history.find_row(connection, StepKey(self.instance_id, self.generation, 0, seq))
+        assert found is not None
+        return found
+
+    def states(self) -> list[str]:
+        """Return each record as ``name state``, with the outcome for what has one."""
+        return [f"{row.name} {row.outcome or row.state}" for row in self.rows()]
+
+
+# --- concurrency --------------------------------------------------------------------------------------------------
+
+
+def at_once(*functions: Callable[[], Any]) -> list[Any]:
+    """Call all in threads of their own, released together; return what they returned, or raise what one raised."""
+    barrier = threading.Barrier(len(functions))
+    results: list[Any] = [None] * len(functions)
+    errors: list[BaseException] = []
+
+    def call(index: int, function: Callable[[], Any]) -> None:
+        try:
+            barrier.wait(PATIENCE_SECONDS)
+            results[index] = function()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=call, args=pair, daemon=True) for pair in enumerate(functions)]
+    for thread in threads:
+        thread.start()
+    join(threads)
+    if errors:
+        raise errors[0]
+    return results
+
+
+def join(threads: Sequence[threading.Thread]) -> None:
+    deadline = time.monotonic() + 2 * PATIENCE_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+        assert not thread.is_alive(), "a thread did not end"
+
+
+def wait_until(is_so: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    pause = threading.Event()
+    while not is_so():
+        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        pause.wait(0.01)
