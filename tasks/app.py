@@ -1,4 +1,4 @@
-"""The shop's Celery app. Only the last two lines are new to a shop that already ran on Celery."""
+"""The shop's Celery app. What names the orchestrator, its import and the last statement, is all that was added."""
 
 import os
 
@@ -14,4 +14,8 @@ app = Celery(
 )
 app.conf.broker_connection_retry_on_startup = True
 
-orchestrator = Orchestrator(app, store=os.environ.get("SHOP_STORE", "sqlite:///shop-sagas.db"))
+orchestrator = Orchestrator(
+    app,
+    store=os.environ.get("SHOP_STORE", "sqlite:///shop-sagas.db"),
+    heartbeat_limit=os.environ.get("SHOP_HEARTBEAT_LIMIT"),  # seconds; unset is the library's default
+)

@@ -67,6 +67,14 @@ def check_books(orders: Collection[Order], completed_ids: Collection[str], initi
     return Books(charged, refunded, expected, tuple(found))
 
 
+def count_pieces() -> tuple[int, int]:
+    """Return how many pieces of all skus are on hand, and how many are reserved for orders."""
+    active = select(Reservation.quantity).where(~Reservation.is_released)
+    with transaction() as connection:
+        on_hand = sum(connection.execute(select(Stock.on_hand)).scalars())
+        return on_hand, sum(connection.execute(active).scalars())
+
+
 def _load_traces(connection: Connection) -> dict[str, _Traces]:
     traces: defaultdict[str, _Traces] = defaultdict(_Traces)
     for payment in connection.execute(select(Payment.order_id, Payment.kind, Payment.cents)):

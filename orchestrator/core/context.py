@@ -21,6 +21,9 @@ __all__ = ["Context"]
 
 Seconds = float | timedelta
 
+#: What the columns hold that ``orchestrator.list`` filters by.
+LONGEST_ATTRIBUTE_NAME, LONGEST_ATTRIBUTE = 100, 255
+
 
 class Context:
     """The first argument of every workflow function; see each method for what it asks for.
@@ -329,7 +332,12 @@ class Context:
     def set_attributes(self, **attributes: str | int | float | bool | None) -> None:
         """Set what ``orchestrator.list(attributes=…)`` filters by."""
         self._pass.check_live()
-        self._pass.host.encode(attributes, "the attributes")
+        for name, value in attributes.items():
+            text = self._pass.host.encode(value, f"the attribute {name}")
+            if len(name) > LONGEST_ATTRIBUTE_NAME:
+                raise errors.ContextMisused(f"the attribute name {name[:60]!r}… is over {LONGEST_ATTRIBUTE_NAME} characters")
+            if len(text) > LONGEST_ATTRIBUTE:
+                raise errors.PayloadTooLarge(f"the attribute {name}", len(text), LONGEST_ATTRIBUTE)
         self._attributes.update(attributes)
 
     def set_progress(self, text: str) -> None:

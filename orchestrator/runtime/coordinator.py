@@ -41,6 +41,8 @@ class Workflows(Protocol):
 
     def knows(self, workflow: str) -> bool: ...
 
+    def names(self) -> list[str]: ...
+
     def decide(self, instance: Instance, rows: list[HistoryRow]) -> Decision: ...
 
 
@@ -332,7 +334,7 @@ class Coordinator:
             values, outcome, failure = due
             return self.settle(connection, instance, row, values, outcome, None, failure, makes_pass=False)
 
-        return self.transact("time-out", key.instance_id, key.generation, prepare, patience_seconds=0)
+        return self.transact("time-out", key.instance_id, key.generation, prepare, POLLER_PATIENCE_SECONDS)
 
     def give_up_publishing(self, row: HistoryRow, failure: Failure) -> Outbox:
         """Settle a step that was published time and again, and never claimed."""
@@ -346,7 +348,7 @@ class Coordinator:
             text = codec.dump(failure)
             return self.settle(connection, instance, current, values, Outcome.UNKNOWN, None, text, makes_pass=False)
 
-        return self.transact("give-up", row.instance_id, row.generation, prepare, patience_seconds=0)
+        return self.transact("give-up", row.instance_id, row.generation, prepare, POLLER_PATIENCE_SECONDS)
 
     def pass_on(self, key: StepKey, dispatch: int) -> Outbox:
         """A worker that does not know the task took the step's message: another may, so it is published again."""
@@ -366,7 +368,7 @@ class Coordinator:
             change.change_row(row, {"publish_at": publish_at, "due_at": due_at})
             return change
 
-        return self.transact("pass-on", key.instance_id, key.generation, prepare, patience_seconds=0)
+        return self.transact("pass-on", key.instance_id, key.generation, prepare, POLLER_PATIENCE_SECONDS)
 
     # --- passes ---------------------------------------------------------------------------------------------------
 
@@ -436,6 +438,9 @@ class Coordinator:
         self.transact("count-pass", instance_id, generation, prepare)
         return found
 
+
+#: The poller has other things to do, and comes back.
+POLLER_PATIENCE_SECONDS = 1.0
 
 #: The columns of a claim that is held no longer.
 RELEASED: dict[str, Any] = {

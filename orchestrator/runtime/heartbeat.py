@@ -41,14 +41,12 @@ class Heartbeat:
         settings: Settings,
         executing: Executing,
         describe: Callable[[], WorkerDescription],
-        on_new_incarnation: Callable[[WorkerDescription], None],
         clock: Clock = utc_now,
     ) -> None:
         self.store = store
         self.settings = settings
         self.executing = executing
         self.describe = describe
-        self.on_new_incarnation = on_new_incarnation
         self.clock = clock
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="orchestrator-heartbeat", daemon=True)
@@ -99,4 +97,3 @@ class Heartbeat:
         with self.store.begin("begin-worker") as connection:
             workers.insert_worker(connection, new)
         self.executing.note_beat(new.incarnation)
-        self.on_new_incarnation(own)

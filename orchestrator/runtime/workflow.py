@@ -121,6 +121,8 @@ def check_instance_id(instance_id: object) -> str:
         raise errors.InvalidInstanceId(instance_id, f"it is a {type(instance_id).__name__}, not a string")
     if not 1 <= len(instance_id) <= 200:
         raise errors.InvalidInstanceId(instance_id, f"it has {len(instance_id)} characters, 1 to 200 are allowed")
+    if instance_id != instance_id.strip():
+        raise errors.InvalidInstanceId(instance_id, "it begins or ends with a space, which some databases ignore")
     if not instance_id.isprintable():
         raise errors.InvalidInstanceId(instance_id, "it has characters that cannot be printed")
     return instance_id

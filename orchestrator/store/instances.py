@@ -249,10 +249,13 @@ def postpone_pass(connection: Connection, owed: OwedPass, until: datetime) -> bo
     return connection.execute(statement).rowcount == 1
 
 
-def owe_blocked_passes(connection: Connection, workflows: Sequence[str], now: datetime) -> None:
-    """Owe a pass to the instances that no code matched so far; those who have refused leave it to others."""
+def owe_blocked_passes(connection: Connection, workflows: Sequence[str], incarnation: str, now: datetime) -> None:
+    """Owe a pass to the instances that are blocked for their code, and whose pass ``incarnation`` has not refused."""
     statement = update(instance).where(
-        instance.c.status == Status.BLOCKED, instance.c.refused.is_not(None), instance.c.workflow.in_(workflows)
+        instance.c.status == Status.BLOCKED,
+        instance.c.refused.is_not(None),
+        instance.c.refused.not_like(f"%{incarnation}%"),
+        instance.c.workflow.in_(workflows),
     )
     values = {"status": Status.RUNNING, "pass_due_at": now, "pass_attempts": 0, "pass_publications": 0}
     connection.execute(statement.values(**values, version=instance.c.version + 1))

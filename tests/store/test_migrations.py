@@ -11,7 +11,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, event, exc, inspect, text
+from sqlalchemy import Connection, create_engine, event, exc, inspect, text
 
 from orchestrator.errors import StoreUnreachable
 from orchestrator.store import due, migrations
@@ -137,3 +137,13 @@ def test_a_table_without_a_version_is_not_dropped_while_it_holds_anything(
         pass
     with open_store(mysql_url, migrate=False).read("look") as connection:
         assert connection.execute(text("SELECT count(*) FROM orchestrator_finish")).scalar() == 1
+
+
+def test_a_newer_schema_is_left_to_the_code_it_belongs_to(store_url: str) -> None:
+    engine = create_engine(store_url)
+    with engine.begin() as connection:
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
+    migrations.upgrade(engine)
+    with engine.begin() as connection:
+        assert migrations.find_revision(connection) == "9999"
+    engine.dispose()

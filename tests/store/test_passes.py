@@ -32,9 +32,9 @@ def broken(ctx: Context) -> Any:
     raise TypeError("a typo\0 of \ud800 a deploy")
 
 
-def owe_blocked(world: World) -> None:
+def owe_blocked(world: World, incarnation: str = "worker-9") -> None:
     with world.store.begin("retry-blocked") as connection:
-        instances.owe_blocked_passes(connection, ["buy"], world.clock())
+        instances.owe_blocked_passes(connection, ["buy"], incarnation, world.clock())
 
 
 # --- owed passes --------------------------------------------------------------------------------------------------
@@ -169,8 +169,10 @@ def test_an_instance_that_all_have_refused_is_blocked_until_a_new_worker_comes(w
     assert started.status() is Status.BLOCKED
     assert json.loads(started.instance.refused or "") == ["worker-1", "worker-2"]
     assert [row.kind for row in started.rows()] == ["step", "step"]
+    owe_blocked(started, "worker-2")
+    assert started.status() is Status.BLOCKED  # those who have refused do not try again
     started.hire("worker-3", ["buy"])
-    owe_blocked(started)
+    owe_blocked(started, "worker-3")
     started.advance()  # worker-1 has refused: it leaves it to others
     assert started.status() is Status.RUNNING
     started.advance(started.coordinator_of("worker-3"))

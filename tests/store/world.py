@@ -66,6 +66,9 @@ class Scripted:
     def knows(self, workflow: str) -> bool:
         return workflow in self.functions
 
+    def names(self) -> list[str]:
+        return sorted(self.functions)
+
     def decide(self, instance: Instance, rows: list[HistoryRow]) -> Decision:
         self.passes.append(instance.id)
         past = as_history(instance, sorted(rows, key=lambda row: row.seq))

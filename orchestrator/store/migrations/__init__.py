@@ -18,14 +18,19 @@ _LOCK = 0x53414741  # "SAGA": the number of PostgreSQL's advisory lock
 def upgrade(engine: Engine) -> None:
     """Bring the schema to ``HEAD``; do nothing where it is there already."""
     with engine.connect() as connection, connection.begin():
-        if find_revision(connection) == HEAD:
+        if _is_current(find_revision(connection)):
             return
     with engine.connect() as connection, _alone(connection), connection.begin():
         revision = find_revision(connection)
         if revision is None and connection.dialect.name in ("mysql", "mariadb"):
             _clear_away(connection)
-        if revision != HEAD:
+        if not _is_current(revision):
             _run(connection)
+
+
+def _is_current(revision: str | None) -> bool:
+    """Tell whether there is nothing to do: revisions are numbers, and a newer one is left to the code it belongs to."""
+    return revision is not None and revision >= HEAD
 
 
 def find_revision(connection: Connection) -> str | None:
