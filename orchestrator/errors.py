@@ -90,8 +90,8 @@ class PayloadTooLarge(InvalidInput, ValueError):
     def __init__(self, what: str, size_bytes: int, limit_bytes: int) -> None:
         self.what, self.size_bytes, self.limit_bytes = what, size_bytes, limit_bytes
         super().__init__(
-            f"{what} takes {size_bytes} bytes encoded, more than {limit_bytes} (orchestrator_max_payload_bytes, or what "
-            "a column holds); store it elsewhere and pass a reference"
+            f"{what} takes {size_bytes} bytes encoded, more than the {limit_bytes} that are allowed (payloads: "
+            "orchestrator_max_payload_bytes); store it elsewhere and pass a reference"
         )
 
 

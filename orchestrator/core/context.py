@@ -335,7 +335,8 @@ class Context:
         for name, value in attributes.items():
             text = self._pass.host.encode(value, f"the attribute {name}")
             if len(name) > LONGEST_ATTRIBUTE_NAME:
-                raise errors.ContextMisused(f"the attribute name {name[:60]!r}… is over {LONGEST_ATTRIBUTE_NAME} characters")
+                longest = f"at most {LONGEST_ATTRIBUTE_NAME} characters"
+                raise errors.ContextMisused(f"{name[:60]!r}… cannot be the name of an attribute: {longest} are allowed")
             if len(text) > LONGEST_ATTRIBUTE:
                 raise errors.PayloadTooLarge(f"the attribute {name}", len(text), LONGEST_ATTRIBUTE)
         self._attributes.update(attributes)

@@ -21,6 +21,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from billiard import get_start_method
+
 from orchestrator.store.history import StepKey
 
 _HEADER = struct.Struct("d36s")  # the last heartbeat on the system's monotonic clock, the incarnation
@@ -56,11 +58,16 @@ class Executing:
         self._lock = threading.Lock()
 
     def share(self) -> None:
-        """Put the memory where pool processes find it, forked or spawned; called before the pool begins."""
+        """Put the memory where pool processes find it; called before the pool begins.
+
+        Forked ones inherit it as it is; spawned ones find it by a file.
+        """
+        self._is_shared = True
+        if get_start_method() == "fork":
+            return
         file = tempfile.NamedTemporaryFile(prefix="orchestrator-worker-", delete=False)  # noqa: SIM115 - outlives this
         file.truncate(_BYTES)
         self._memory = mmap.mmap(file.fileno(), _BYTES)
-        self._is_shared = True
         file.close()
         os.environ[_PATH_VARIABLE] = file.name
         atexit.register(_remove_file, file.name, os.getpid())

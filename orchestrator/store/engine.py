@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 import tenacity
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url
-from sqlalchemy.pool import NullPool
 
 from orchestrator.errors import ConfigurationError, StoreUnreachable
 from orchestrator.store import migrations
@@ -186,13 +185,21 @@ def _after_fork_in_child() -> None:
         store.reset_after_fork()
 
 
+def _close_sqlite_connections() -> None:
+    """A connection is a file handle with locks of its process; carried over a fork it corrupts the database."""
+    for store in list(_stores):
+        if store.is_sqlite:
+            store.dispose()
+
+
+guard.call_before_fork(_close_sqlite_connections)
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _sqlite_engine(url: Any) -> Engine:
-    # no pool: a connection is a file handle, and one carried over a fork corrupts the database
-    engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": 60, "check_same_thread": False})
+    engine = create_engine(url, connect_args={"timeout": 60, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
     def set_up(connection: Any, _record: Any) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 #: A database that does not answer must not stop the worker from replacing its pool processes.
@@ -22,6 +22,10 @@ class ForkGuard:
     """Counts the transactions of every thread of this process."""
 
     def __init__(self) -> None:
+        self._before: list[Callable[[], None]] = []
+        self._forget()
+
+    def _forget(self) -> None:
         self._condition = threading.Condition(threading.Lock())
         self._own = threading.local()
         self._inside = 0
@@ -45,6 +49,10 @@ class ForkGuard:
                 self._inside = max(0, self._inside - 1)
                 self._condition.notify_all()
 
+    def call_before_fork(self, function: Callable[[], None]) -> None:
+        """Have ``function`` called before every fork, when no other thread is in a transaction."""
+        self._before.append(function)
+
     def before_fork(self) -> None:
         deadline = time.monotonic() + LONGEST_WAIT_SECONDS
         mine = getattr(self._own, "depth", 0)
@@ -52,6 +60,8 @@ class ForkGuard:
         self._is_forking = True
         while self._inside > mine and time.monotonic() < deadline:
             self._condition.wait(timeout=deadline - time.monotonic())
+        for function in self._before:
+            function()
 
     def after_fork_in_parent(self) -> None:
         self._is_forking = False
@@ -59,7 +69,7 @@ class ForkGuard:
         self._condition.release()
 
     def after_fork_in_child(self) -> None:
-        self.__init__()  # type: ignore[misc]  # the other threads, and what they held, are not here
+        self._forget()  # the other threads, and what they held, are not here
 
 
 guard = ForkGuard()
