@@ -121,6 +121,8 @@ class Context:
     ) -> ScheduleStep:
         self._pass.check_live()
         call = self._pass.host.read_call(step, item)
+        if not foreign:  # a worker without this package tells nobody what it knows
+            self._check_known(call.name)
         seconds = _seconds(timeout, "timeout") if timeout is not None else call.timeout_seconds
         if foreign and seconds is None:
             raise errors.ContextMisused(
@@ -143,7 +145,16 @@ class Context:
     def _compensation(self, compensate: Any, registered: Compensation | None) -> Compensation | None:
         if compensate is None:
             return registered
-        return None if compensate is False else self._pass.host.read_compensation(compensate)
+        if compensate is False:
+            return None
+        plan = self._pass.host.read_compensation(compensate)
+        self._check_known(plan.name)
+        return plan
+
+    def _check_known(self, name: str) -> None:
+        # what is recorded was known once, and a replay must not depend on which workers happen to be alive
+        if self._pass.is_at_frontier:
+            self._pass.host.check_known(name)
 
     def gather(self, *steps: Any, return_exceptions: bool = False) -> list[Any]:
         """Wait for all of ``steps`` (handles, or signatures to start) to settle; return their results in order.
@@ -251,7 +262,9 @@ class Context:
     def compensate(self, signature: Any, *, retry: RetryPolicy | None = None) -> None:
         """Register a compensation by hand, from here on; it gets no result."""
         self._pass.check_live()
-        self._pass.register(self._pass.host.read_compensation(signature, retry))
+        plan = self._pass.host.read_compensation(signature, retry)
+        self._check_known(plan.name)
+        self._pass.register(plan)
 
     def commit(self) -> None:
         """Let what has been done so far stay done: its compensations are forgotten, in every open scope.

@@ -31,6 +31,9 @@ class Host(Protocol):
     def read_call(self, step: object, item: tuple[Any, ...] = ()) -> Call:
         """Read a signature or a bare task, ``item`` going before its arguments; refuse what cannot be a step."""
 
+    def check_known(self, name: str) -> None:
+        """Refuse a task that nobody knows; asked only for what is not recorded yet, and so not on a replay."""
+
     def read_compensation(self, compensate: object, retry: RetryPolicy | None = None) -> Compensation:
         """Read what ``compensate=`` or ``ctx.compensate`` was given."""
 

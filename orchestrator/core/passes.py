@@ -122,6 +122,11 @@ class Pass:
         self.nodes.append(node)
         return node
 
+    @property
+    def is_at_frontier(self) -> bool:
+        """Whether the next command is one that no earlier pass has asked for."""
+        return len(self.nodes) >= len(self.history.records)
+
     def _compare(self, record: Record, command: Command) -> None:
         recorded = (record.kind, record.name, record.scope, record.undoes)
         requested = (command.kind, command.name, command.scope, command.undoes)

@@ -9,28 +9,35 @@ from __future__ import annotations
 
 import functools
 import logging
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
-from celery.exceptions import Ignore, Reject, Retry
+from celery.backends.base import DisabledBackend
+from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
 
 from orchestrator import codec, errors
 from orchestrator.core.attempts import AttemptDoubtful, AttemptFailed, AttemptSucceeded, Ended
-from orchestrator.core.records import Failure, Kind
+from orchestrator.core.records import Failure, Kind, Outcome
 from orchestrator.runtime import softlimit
 from orchestrator.runtime.claims import Claims
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.dispatch import HEADER, Dispatcher, read_header
 from orchestrator.runtime.registry import Registry
 from orchestrator.runtime.settings import Settings
-from orchestrator.store.history import HistoryRow
+from orchestrator.runtime.softlimit import SoftLimit
+from orchestrator.store import history
+from orchestrator.store.history import HistoryRow, StepKey
 
 logger = logging.getLogger("orchestrator")
+
+#: What of the options of a retry is a column of the record.
+_OWN_COLUMNS = ("retries", "countdown", "eta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,14 @@ def current_step() -> CurrentStep | None:
     return _current.get()
 
 
+@dataclass(frozen=True, slots=True)
+class AskedRetry:
+    """What a body asked for by ``retry()``: its next message, and the options given to that call."""
+
+    signature: Any
+    options: dict[str, Any]
+
+
 class StepRunner:
     """Runs task bodies as steps."""
 
@@ -75,34 +90,64 @@ class StepRunner:
         self.claims = claims
         self.dispatcher = dispatcher
 
-    def run(self, task: Any, body: Callable[..., Any], request: Any, header: Any) -> Any:
+    def run(self, task: Any, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one delivery of a step's message: to its end if it can be claimed, else not at all."""
-        key, dispatch = read_header(header)
+        request = task.request
+        key, dispatch = read_header(getattr(request, HEADER))
+        request.is_inside_step = False  # from here on what is raised is not the task's before its body
         plan = self.registry.find_plan(task.name)
         with (
             softlimit.deferred(in_pool_process=self.claims.state.is_child) as limit,
             self.claims.executing(key, dispatch),
         ):
-            row = self.claims.claim(key, dispatch, codec.dump(plan) if plan is not None else None)
+            row = self.claims.claim(key, task.name, dispatch, codec.dump(plan) if plan is not None else None)
             if row is None:
                 logger.info("%s[%s]: not claimed, its message is old or doubled", task.name, request.id)
                 raise Ignore
-            request.is_inside_step = True
+            request.is_inside_step, request.step_retry = True, None
+            # a base class with a ``__call__`` of its own may give its body other arguments than the message has
+            own = None if (list(args), kwargs) == (list(request.args), request.kwargs) else (args, kwargs)
             try:
-                args, kwargs = self._arguments(task, request, row)
-                with _as_current(row), limit.allowed():
-                    result = body(*args, **kwargs)
+                result = self._call(task, body, row, limit, own)
             except Retry as retry:
-                self._retry(row, retry)
+                self._retry(row, retry, request.step_retry)
                 raise
             except Reject as rejection:
                 self._reject(row, rejection)
                 raise Ignore from rejection
             except BaseException as error:
-                self._settle(row, self._ended_by(task, error))
+                if not _is_told_to_end(error):
+                    self._settle(row, self._ended_by(task, error))
                 raise
-            self._settle(row, self._encoded(task, result))
-            return result
+            ended = self._encoded(task, result)
+            self._settle(row, ended)
+            return _for_celery(task, request, result, ended)
+
+    def fail_unbegun(self, task: Any, request: Any, error: BaseException) -> None:
+        """Settle a step whose task raised before its body (in ``before_start``, or a ``__call__`` of its own)."""
+        key, dispatch = read_header(getattr(request, HEADER))
+        with self.claims.executing(key, dispatch):
+            row = self.claims.claim(key, task.name, dispatch, None)
+            if row is not None:
+                self._settle(row, self._ended_by(task, error))
+
+    def _call(self, task: Any, body: Callable[..., Any], row: HistoryRow, limit: SoftLimit, own: Any) -> Any:
+        """Call the body; a retry that it asked for holds, whatever it did afterwards."""
+        request = task.request
+        recorded = self._arguments(task, request, row)
+        args, kwargs = own or recorded
+        try:
+            with _as_current(row), limit.allowed():
+                result = body(*args, **kwargs)
+        except Retry:
+            raise
+        except Exception as error:
+            if request.step_retry is None:
+                raise
+            raise Retry(exc=error, sig=request.step_retry.signature) from error
+        if request.step_retry is not None:  # retry(throw=False)
+            raise Retry(sig=request.step_retry.signature)
+        return result
 
     # --- arguments and results ------------------------------------------------------------------------------------
 
@@ -116,8 +161,19 @@ class StepRunner:
             if row.passes == "step":
                 args[0] = self._undone_step(request.args[0])
             elif row.passes == "result" and args[0] is None and not codec.accepts_none(annotations, 0):
-                raise errors.ResultNeeded(task.name, _first(annotations), row.undoes)
+                self._check_result_known(task.name, _first(annotations), replace(row.key, seq=row.undoes))
         return args, kwargs
+
+    def _check_result_known(self, name: str, parameter: str, undone: StepKey) -> None:
+        """Refuse to undo a step with ``None`` where that is not what the step returned."""
+
+        def once() -> HistoryRow | None:
+            with self.coordinator.store.read("undone-step") as connection:
+                return history.find_row(connection, undone)
+
+        step = self.coordinator.store.retrying(once, patience_seconds=self.settings.store_patience)
+        if step is None or Outcome.SUCCEEDED not in (step.outcome, step.late_outcome):
+            raise errors.ResultNeeded(name, parameter, undone.seq)
 
     def _undone_step(self, plain: Any) -> codec.UndoneStep:
         task = self.app.tasks.get(plain["name"])
@@ -133,11 +189,14 @@ class StepRunner:
 
     def _ended_by(self, task: Any, error: BaseException) -> Ended:
         failure = codec.describe_error(error)
-        unknown = self.registry.find_defaults(task.name).unknown_on
-        if isinstance(error, (errors.OutcomeUnknown, SoftTimeLimitExceeded, Ignore, *unknown)):
+        if isinstance(error, Ignore) or self._leaves_doubt(task.name, error):
             return AttemptDoubtful(failure)
-        # SystemExit and the like end the process wherever the body was
+        # sys.exit() in a library ends the process wherever the body was
         return AttemptFailed(failure) if isinstance(error, Exception) else AttemptDoubtful(failure)
+
+    def _leaves_doubt(self, name: str, error: object) -> bool:
+        unknown = self.registry.find_defaults(name).unknown_on
+        return isinstance(error, (errors.OutcomeUnknown, SoftTimeLimitExceeded, *unknown))
 
     # --- settling -------------------------------------------------------------------------------------------------
 
@@ -152,33 +211,44 @@ class StepRunner:
             )
         self.dispatcher.deliver(outbox)
 
-    def _retry(self, row: HistoryRow, retry: Retry) -> None:
+    def _retry(self, row: HistoryRow, retry: Retry, asked: AskedRetry | None) -> None:
         """Celery's own retry: one commit releases the claim and records count, arguments and instant."""
-        signature = retry.sig
         failure = codec.describe_error(retry.exc) if isinstance(retry.exc, BaseException) else _message(retry)
-        unknown = self.registry.find_defaults(row.name).unknown_on
-        values: dict[str, Any] = {}
-        delay = 0.0
-        if signature is not None:
-            arguments = codec.encode_arguments(
-                tuple(signature.args), signature.kwargs, f"the arguments of {row.name}", self.settings.max_payload_bytes
-            )
-            values = {
-                "celery_retries": signature.options.get("retries", row.celery_retries + 1),
-                "arguments": arguments,
-            }
-            delay = _seconds_until(signature.options, self.coordinator)
-        if isinstance(retry.exc, unknown):
+        is_in_doubt = self._leaves_doubt(row.name, retry.exc)
+        ended = AttemptDoubtful(failure) if is_in_doubt else AttemptFailed(failure)
+        if asked is None:  # raised by hand: in Celery too nothing would follow
+            self._settle(row, ended)
+            return
+        try:
+            values = self._values_of(row, asked)
+            delay = _seconds_until(asked.signature.options, self.coordinator)
+        except (TypeError, ValueError) as error:  # arguments or options that cannot be recorded
+            self._settle(row, AttemptFailed(codec.describe_error(error)))
+            return
+        if is_in_doubt:
             values["is_in_doubt"] = True
         released, outbox = self.coordinator.release(
             row.key, row.attempt, delay_seconds=delay, failure=failure, values=values
         )
         if not released:
-            self._settle(row, AttemptFailed(failure))
+            self._settle(row, ended)
         self.dispatcher.deliver(outbox)
 
+    def _values_of(self, row: HistoryRow, asked: AskedRetry) -> dict[str, Any]:
+        """Return the columns that a retry changes."""
+        signature, limit = asked.signature, self.settings.max_payload_bytes
+        what = f"the arguments of {row.name}"
+        values = {
+            "celery_retries": signature.options["retries"],
+            "arguments": codec.encode_arguments(tuple(signature.args), signature.kwargs, what, limit),
+        }
+        if asked.options:
+            options = {**row.message_options, **asked.options}
+            values["options"] = codec.encode(options, f"the options of {row.name}", limit)
+        return values
+
     def _reject(self, row: HistoryRow, rejection: Reject) -> None:
-        failure = codec.describe_error(rejection)
+        failure = replace(codec.describe_error(rejection), message=str(rejection.reason))
         if not rejection.requeue:
             self._settle(row, AttemptFailed(failure))
             return
@@ -200,7 +270,7 @@ def wrap(task: Any, steps: Callable[[], StepRunner]) -> None:
         header = None if request.called_directly else getattr(request, HEADER, None)
         if header is None or getattr(request, "is_inside_step", False):
             return body(*args, **kwargs)
-        return steps().run(task, body, request, header)
+        return steps().run(task, body, args, kwargs)
 
     run.runs_as_step = True  # type: ignore[attr-defined]
     task.run = run
@@ -221,26 +291,28 @@ def _as_current(row: HistoryRow) -> Iterator[None]:
 
 def _hold_back_retries(task: Any) -> None:
     """Keep ``retry()`` inside a step from publishing: our commit comes first, and refuse ``replace()``."""
-    signature_from_request, replace = task.signature_from_request, task.replace
+    signature_from_request, replace_task = task.signature_from_request, task.replace
 
     @functools.wraps(signature_from_request)
-    def recorded(request: Any = None, *args: Any, **kwargs: Any) -> Any:
-        signature = signature_from_request(request, *args, **kwargs)
-        if getattr(task.request, "is_inside_step", False):
-            signature.apply_async = _publish_nothing
+    def recorded(request: Any = None, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        signature = signature_from_request(request, args, kwargs, **options)
+        own = task.request
+        if getattr(own, "is_inside_step", False):
+            given = {name: value for name, value in options.items() if name not in _OWN_COLUMNS and value is not None}
+
+            def record(*_args: Any, **_options: Any) -> None:
+                own.step_retry = AskedRetry(signature, given)
+
+            signature.apply_async = record
         return signature
 
-    @functools.wraps(replace)
+    @functools.wraps(replace_task)
     def refused(sig: Any) -> Any:
         if getattr(task.request, "is_inside_step", False):
             raise errors.ReplaceRefused(task.name)
-        return replace(sig)
+        return replace_task(sig)
 
     task.signature_from_request, task.replace = recorded, refused
-
-
-def _publish_nothing(*_args: Any, **_kwargs: Any) -> None:
-    return None
 
 
 def _seconds_until(options: dict[str, Any], coordinator: Coordinator) -> float:
@@ -253,6 +325,20 @@ def _seconds_until(options: dict[str, Any], coordinator: Coordinator) -> float:
 
 def _message(retry: Retry) -> Failure:
     return Failure("celery.exceptions.Retry", ("builtins.Exception",), str(retry))
+
+
+def _is_told_to_end(error: BaseException) -> bool:
+    """Tell whether a signal ends this process.  Its claim stays: whoever finds it orphaned knows what that means."""
+    if isinstance(error, KeyboardInterrupt | WorkerShutdown | WorkerTerminate):
+        return True
+    # billiard's way of telling which signal a pool process was ended by
+    return isinstance(error, SystemExit) and isinstance(error.code, int) and 0 < 256 + error.code < signal.NSIG
+
+
+def _for_celery(task: Any, request: Any, result: Any, ended: Ended) -> Any:
+    """Return what Celery is told: as plain JSON where it is going to write it down, for our codec knows more types."""
+    is_written = request.callbacks or not (request.ignore_result or isinstance(task.backend, DisabledBackend))
+    return codec.decode(ended.result) if is_written and isinstance(ended, AttemptSucceeded) else result
 
 
 def _first(annotations: codec.Annotations) -> str:

@@ -9,17 +9,19 @@ from typing import Any, Literal, TypeVar
 
 import celery
 from billiard import current_process
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import Celery, signals
 
 from orchestrator import errors
 from orchestrator.core.retry import RetryPolicy
-from orchestrator.runtime import owner
+from orchestrator.runtime import foreign, owner, softlimit
 from orchestrator.runtime.activity import StepRunner, wrap
 from orchestrator.runtime.claims import Claims
 from orchestrator.runtime.coordinator import Coordinator
-from orchestrator.runtime.dispatch import ADVANCE, Dispatcher
+from orchestrator.runtime.dispatch import ADVANCE, HEADER, Dispatcher
 from orchestrator.runtime.executing import Executing
 from orchestrator.runtime.finishing import Finisher
+from orchestrator.runtime.foreign import ForeignSteps
 from orchestrator.runtime.heartbeat import Heartbeat, WorkerDescription
 from orchestrator.runtime.host import CeleryHost
 from orchestrator.runtime.known import KnownTasks
@@ -28,7 +30,7 @@ from orchestrator.runtime.poller import Poller
 from orchestrator.runtime.queues import Queues
 from orchestrator.runtime.registry import ActivityDefaults, RegisteredCompensation, Registry, seconds
 from orchestrator.runtime.running import RegisteredWorkflows, refuse_sending_inside_passes
-from orchestrator.runtime.settings import DEFAULTS, Settings
+from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.starter import Starter
 from orchestrator.runtime.worker import OrchestratorStep
 from orchestrator.runtime.workflow import (
@@ -62,9 +64,9 @@ class Orchestrator:
         self.registry = Registry()
         self.executing = Executing()
         owner.bind(app, self)
-        app.add_defaults(DEFAULTS)
         # not shared: Celery would register it with every other app of the process, whose own it would displace
         app.task(name=ADVANCE, ignore_result=True, shared=False)(self._advance)
+        foreign.register(app, lambda: self.foreign)
         app.steps["worker"].add(OrchestratorStep)
         refuse_sending_inside_passes(app)
         app.on_after_finalize.connect(self._on_finalized, weak=False)
@@ -214,6 +216,10 @@ class Orchestrator:
         return Starter(self.coordinator, self.dispatcher, self.workflows)
 
     @functools.cached_property
+    def foreign(self) -> ForeignSteps:
+        return ForeignSteps(self.coordinator, self.dispatcher)
+
+    @functools.cached_property
     def operator(self) -> Operator:
         return Operator(self.coordinator, self.dispatcher)
 
@@ -235,8 +241,11 @@ class Orchestrator:
         self.executing.share()
         poller = Poller(self.coordinator, self.dispatcher, self.finisher, self.executing, Queues(self.app))
         describe_worker = functools.partial(self._describe_worker, worker)
-        heartbeat = Heartbeat(self.store, self.settings, self.executing, describe_worker, poller.welcome)
+        heartbeat = Heartbeat(self.store, self.settings, self.executing, describe_worker)
         signals.task_unknown.connect(poller.note_unregistered, weak=False)
+        signals.task_failure.connect(poller.note_failure, weak=False)
+        signals.task_revoked.connect(poller.note_revoked, weak=False)
+        signals.task_failure.connect(self._on_task_failure, weak=False)
         return heartbeat, poller
 
     def _describe_worker(self, worker: Any) -> WorkerDescription:
@@ -252,9 +261,16 @@ class Orchestrator:
         if index is not None:  # the solo pool sends this signal too, in the worker's own process
             self.executing.become_child(index)
 
+    def _on_task_failure(self, sender: Any = None, exception: Any = None, **_kwargs: Any) -> None:
+        request = sender.request
+        is_step = getattr(request, HEADER, None) is not None and not hasattr(request, "is_inside_step")
+        if is_step and not isinstance(exception, WorkerLostError | TimeLimitExceeded):
+            self.steps.fail_unbegun(sender, request, exception)
+
     def _advance(self, instance_id: str, generation: str) -> None:
         """Make the pass that an instance owes."""
-        self.dispatcher.deliver(self.coordinator.advance(instance_id, generation))
+        with softlimit.deferred(in_pool_process=self.executing.is_child):
+            self.dispatcher.deliver(self.coordinator.advance(instance_id, generation))
 
 
 def shared_workflow(function: Any = None, **options: Any) -> Any:

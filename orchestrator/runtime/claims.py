@@ -36,8 +36,8 @@ class Claims:
         finally:
             self.state.end(token)
 
-    def claim(self, key: StepKey, dispatch: int, compensation: str | None) -> HistoryRow | None:
-        """Claim a step; ``None`` where it is not to be had, or this worker has been given up."""
+    def claim(self, key: StepKey, name: str, dispatch: int, compensation: str | None) -> HistoryRow | None:
+        """Claim a step of the task ``name``; ``None`` where it is not to be had, or this worker has been given up."""
         if not self._beat_first():
             return None
         claimant = Claimant(self.state.incarnation, os.getpid())
@@ -51,7 +51,7 @@ class Claims:
                     return row
                 now = self.clock()
                 tried_at.add(now)
-                return history.claim(connection, key, dispatch, claimant, now, compensation)
+                return history.claim(connection, key, name, dispatch, claimant, now, compensation)
 
         return self.store.retrying(once, patience_seconds=self.settings.store_patience)
 

@@ -10,6 +10,7 @@ What was committed is published afterwards, never before: a crash between the tw
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -18,16 +19,19 @@ from typing import Any, Protocol
 from sqlalchemy import Connection
 
 from orchestrator import codec
-from orchestrator.core.attempts import Ended, Standing, judge, late_outcome
-from orchestrator.core.records import Decision, Failure, Outcome, State
+from orchestrator.core.attempts import AttemptSucceeded, Ended, Standing, judge, late_outcome
+from orchestrator.core.records import Broken, Decision, Failure, Outcome, State
 from orchestrator.errors import UnknownTask
 from orchestrator.runtime import decisions, settling
 from orchestrator.runtime.change import Change, Outbox, with_values
 from orchestrator.runtime.settings import Settings
 from orchestrator.store import history, instances, workers
-from orchestrator.store.engine import Conflict, Store
+from orchestrator.store.engine import Conflict, Store, is_transient
 from orchestrator.store.history import HistoryRow, StepKey
 from orchestrator.store.instances import Instance, Status
+from orchestrator.store.workers import Worker
+
+logger = logging.getLogger("orchestrator")
 
 Clock = Callable[[], datetime]
 
@@ -72,8 +76,12 @@ class Coordinator:
         generation: str,
         prepare: Callable[[Connection, Instance], Change | None],
         patience_seconds: float | None = None,
+        on_error: Callable[[BaseException], None] | None = None,
     ) -> Outbox:
-        """Prepare and write a change of one instance; repeat both when anything it was built on has changed."""
+        """Prepare and write a change of one instance; repeat both when anything it was built on has changed.
+
+        ``on_error`` is told of what went wrong, if it was not merely that.
+        """
         tried: Change | None = None
 
         def prepare_once(connection: Connection, instance: Instance) -> tuple[Change | None, Outbox]:
@@ -85,6 +93,18 @@ class Coordinator:
             return tried, Outbox()
 
         def once() -> Outbox:
+            nonlocal tried
+            try:
+                return run()
+            except Conflict:
+                tried = None  # rolled back for certain: what looks like it was written by another
+                raise
+            except Exception as error:
+                if on_error is not None:
+                    on_error(error)
+                raise
+
+        def run() -> Outbox:
             if self.store.is_sqlite:
                 return self._prepared_outside(purpose, instance_id, generation, prepare_once)
             with self.store.begin(purpose) as connection:
@@ -145,7 +165,7 @@ class Coordinator:
         Returns whether the attempt still held the claim; if it did not, what it came to is kept beside the outcome.
         ``makes_pass=False`` leaves the pass to be made elsewhere (the poller runs no workflow code).
         """
-        was_held = False
+        was_held, is_inline = False, makes_pass
 
         def prepare(connection: Connection, instance: Instance) -> Change | None:
             nonlocal was_held
@@ -156,11 +176,43 @@ class Coordinator:
             if not was_held:
                 return settling.note_stray(connection, instance, row, attempt, ended, self.clock())
             if row.state is State.TIMED_OUT:
-                return self._end_late(connection, instance, row, ended, makes_pass)
-            return self._end(connection, instance, row, ended, makes_pass)
+                return self._end_late(connection, instance, row, ended, is_inline)
+            return self._end(connection, instance, row, ended, is_inline)
 
-        outbox = self.transact("settle", key.instance_id, key.generation, prepare)
+        def settle_alone(error: BaseException) -> None:
+            nonlocal is_inline
+            if is_inline:
+                logger.warning("%s: the pass after step %d is made by itself: %r", key.instance_id, key.seq, error)
+            is_inline = False
+
+        def transact() -> Outbox:
+            return self.transact("settle", key.instance_id, key.generation, prepare, on_error=settle_alone)
+
+        try:
+            outbox = transact()
+        except Exception as error:
+            if not makes_pass or is_transient(error):
+                raise
+            # what the step came to must not be hostage to the pass that follows it
+            outbox = transact()
         return was_held, outbox
+
+    def end_foreign(self, key: StepKey, dispatch: int, ended: Ended) -> Outbox:
+        """Settle a step that ran in a worker without this package, as its callbacks told; the first one counts."""
+
+        def prepare(connection: Connection, instance: Instance) -> Change | None:
+            row = history.find_row(connection, key)
+            if row is None or not row.is_foreign or row.dispatch != dispatch:
+                return None
+            if row.state is not State.SCHEDULED:
+                return settling.note_stray(connection, instance, row, row.attempt, ended, self.clock())
+            values = {"state": State.SETTLED, **RELEASED}
+            if isinstance(ended, AttemptSucceeded):
+                return self.settle(connection, instance, row, values, Outcome.SUCCEEDED, ended.result, None, True)
+            failure = codec.dump(ended.failure)
+            return self.settle(connection, instance, row, values, Outcome.UNKNOWN, None, failure, True)
+
+        return self.transact("settle", key.instance_id, key.generation, prepare)
 
     def _end(
         self, connection: Connection, instance: Instance, row: HistoryRow, ended: Ended, makes_pass: bool
@@ -326,7 +378,7 @@ class Coordinator:
 
         def prepare(connection: Connection, instance: Instance) -> Change | None:
             row = history.find_row(connection, key)
-            if row is None or row.due_at is None or instance.status.is_final:
+            if row is None or row.due_at is None or (instance.status.is_final and row.seq >= 0):
                 return None
             due = settling.settle_by_clock(row, self.clock())
             if due is None:
@@ -397,13 +449,31 @@ class Coordinator:
             self.make_pass(connection, instance, change, inline=True)
             return change
 
-        return self.transact("advance", instance_id, generation, prepare)
+        try:
+            return self.transact("advance", instance_id, generation, prepare)
+        except Exception as error:
+            if is_transient(error):
+                raise
+            logger.exception("%s: what its pass decided cannot be written", instance_id)
+            return self._refuse_for(instance_id, generation, error)
+
+    def _refuse_for(self, instance_id: str, generation: str, error: Exception) -> Outbox:
+        reason = settling.explain(Broken(codec.describe_error(error)))
+
+        def prepare(connection: Connection, instance: Instance) -> Change | None:
+            if instance.pass_due_at is None or instance.status not in PASSING:
+                return None
+            change = Change()
+            self.refuse(connection, instance, reason, change)
+            return change
+
+        return self.transact("refuse", instance_id, generation, prepare)
 
     def refuse(self, connection: Connection, instance: Instance, reason: str, change: Change) -> None:
         """The code of this incarnation does not match: let the others have their turn, block when all have refused."""
         refused = sorted({*self.list_refused(instance), self.incarnation()})
         change.instance.update(refused=json.dumps(refused), blocked=reason)
-        serving = {w.incarnation for w in workers.list_workers(connection) if instance.workflow in w.workflows}
+        serving = {w.incarnation for w in workers.list_workers(connection) if _serves(w, instance)}
         if serving - set(refused):
             # not published at once: this process would be the first to take the message
             change.instance.update(pass_due_at=self.later(self.settings.poll_interval), pass_publications=0)
@@ -422,9 +492,14 @@ class Coordinator:
             nonlocal found
             found = None
             is_owed = instance.pass_due_at is not None and instance.status in PASSING
-            if not is_owed or not self.workflows.knows(instance.workflow):
+            if not is_owed:
                 return None
             change = Change()
+            if not self.workflows.knows(instance.workflow):
+                # the message came to a worker without the code: it is soon sent again, for another to take
+                polls = max(1, instance.pass_publications)
+                change.instance = {"pass_due_at": self.later(self.settings.poll_interval * polls)}
+                return change
             if self.incarnation() in self.list_refused(instance):
                 self.refuse(connection, instance, instance.blocked or "", change)
                 return change
@@ -457,6 +532,12 @@ PASSING = (Status.PENDING, Status.RUNNING, Status.COMPENSATING)
 
 def earliest(*moments: datetime | None) -> datetime | None:
     return min((moment for moment in moments if moment is not None), default=None)
+
+
+def _serves(worker: Worker, instance: Instance) -> bool:
+    """Tell whether a worker has the workflow's code and is sent its passes."""
+    has_code = instance.workflow in worker.workflows
+    return has_code and (instance.queue is None or not worker.queues or instance.queue in worker.queues)
 
 
 def _standing(row: HistoryRow, now: datetime) -> Standing:

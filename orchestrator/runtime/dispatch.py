@@ -4,7 +4,7 @@ published again by the poller, a doubled one finds its dispatch claimed."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from celery import Celery
@@ -20,14 +20,15 @@ logger = logging.getLogger("orchestrator")
 
 HEADER = "orchestrator"
 ADVANCE = "orchestrator.advance"
+FOREIGN_SUCCEEDED, FOREIGN_FAILED = "orchestrator.foreign_succeeded", "orchestrator.foreign_failed"
 
 #: Options that are columns of the record: the message itself goes out when it may be claimed.
 _COLUMNS = ("countdown", "eta", "expires")
 
 
-def task_id_of(row: HistoryRow) -> str:
+def task_id_of(key: StepKey, dispatch: int) -> str:
     """Return the id of the Celery task that is one dispatch of a step."""
-    return f"{row.instance_id}:{row.run}:{row.seq}:{row.dispatch}"
+    return f"{key.instance_id}:{key.run}:{key.seq}:{dispatch}"
 
 
 def header_of(row: HistoryRow) -> dict[str, Any]:
@@ -77,17 +78,29 @@ class Dispatcher:
         task = self.app.tasks.get(row.name)
         options = {key: value for key, value in row.message_options.items() if key not in _COLUMNS}
         options |= {
-            "task_id": task_id_of(row),
+            "task_id": task_id_of(row.key, row.dispatch),
             "root_id": row.instance_id,
             "parent_id": row.instance_id,
-            "headers": {**options.get("headers", {}), HEADER: header_of(row)},
+            "headers": {**options.get("headers", {}), **({} if row.is_foreign else {HEADER: header_of(row)})},
             "retries": row.celery_retries,
+            "expires": None,  # the record's matter: a worker drops every later message with an expired one's id
             "add_to_parent": False,
         }
-        if task is None:
+        if row.is_foreign:
+            options |= self._callbacks(row, options)
+        if task is None or not _takes(task, args, kwargs):
             self.app.send_task(row.name, args, kwargs, **options)
         else:
             task.apply_async(args, kwargs, **options)
+
+    def _callbacks(self, row: HistoryRow, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the links by which a worker without this package settles a step."""
+
+        def own(name: str) -> Any:
+            return self.app.signature(name, kwargs={"step": header_of(row)}, queue=self._queue_name(name, {}))
+
+        links = {"link": own(FOREIGN_SUCCEEDED), "link_error": own(FOREIGN_FAILED)}
+        return {name: [*_as_list(options.get(name)), link] for name, link in links.items()}
 
     def publish_advance(self, instance_id: str, generation: str, queue: str | None) -> None:
         options: dict[str, Any] = {"queue": queue} if queue else {}
@@ -112,6 +125,16 @@ class Dispatcher:
         """Return the name of the queue that serves a workflow."""
         return self._queue_name(workflow, options)
 
+    def queue_bound_to(self, delivery_info: dict[str, Any]) -> str | None:
+        """Return the name of the queue that a message came by, where this worker knows how it is bound."""
+        exchange, routing_key = delivery_info.get("exchange"), delivery_info.get("routing_key")
+        for name, queue in self.app.amqp.queues.items():
+            bound = (queue.exchange.name, queue.routing_key) if queue.exchange is not None else (None, None)
+            if bound == (exchange, routing_key) or (not exchange and name == routing_key):
+                return str(name)
+        # one that the worker was told to consume while it ran: Celery gives it, its exchange and its key one name
+        return str(routing_key) if routing_key and exchange in ("", routing_key) else None
+
     def _queue_name(self, name: str, options: dict[str, Any]) -> str | None:
         task = self.app.tasks.get(name)
         if task is not None:
@@ -120,3 +143,25 @@ class Dispatcher:
         queue = self.app.amqp.router.route(dict(options), name, (), {}, task).get("queue")
         found: str | None = getattr(queue, "name", queue)
         return found
+
+
+def check_arguments(task: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """Raise ``TypeError`` where Celery would; a task that is a class of its own is not checked."""
+    header = getattr(task, "__header__", None)
+    if task.typing and header is not None:
+        header(*args, **kwargs)
+
+
+def _takes(task: Any, args: list[Any], kwargs: dict[str, Any]) -> bool:
+    """Tell whether Celery lets the call pass; if not (a deploy changed the task), running it will say what is wrong."""
+    try:
+        check_arguments(task, args, kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def _as_list(links: Any) -> list[Any]:
+    if links is None:
+        return []
+    return list(links) if isinstance(links, list | tuple) else [links]

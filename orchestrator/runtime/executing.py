@@ -18,6 +18,7 @@ import struct
 import tempfile
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +55,8 @@ class Executing:
         self._memory = mmap.mmap(-1, _BYTES)
         self._is_shared = False
         self._slot: int | None = None
-        self._own: set[int] = set()
+        # counted: a doubled message makes two threads announce the same attempt, of which one lets go at once
+        self._own: Counter[int] = Counter()
         self._lock = threading.Lock()
 
     def share(self) -> None:
@@ -81,7 +83,7 @@ class Executing:
             with Path(path).open("r+b") as file:
                 self._memory = mmap.mmap(file.fileno(), _BYTES)
         self._slot = _HEADER_BYTES + index * _SLOT.size
-        self._own = set()
+        self._own = Counter()
         self._lock = threading.Lock()
         _SLOT.pack_into(self._memory, self._slot, os.getpid(), 0)
 
@@ -92,13 +94,15 @@ class Executing:
 
     def begin(self, token: int) -> None:
         with self._lock:
-            self._own.add(token)
+            self._own[token] += 1
         if self._slot is not None:
             _SLOT.pack_into(self._memory, self._slot, os.getpid(), token)
 
     def end(self, token: int) -> None:
         with self._lock:
-            self._own.discard(token)
+            self._own[token] -= 1
+            if not self._own[token]:
+                del self._own[token]
         if self._slot is not None:
             _SLOT.pack_into(self._memory, self._slot, os.getpid(), 0)
 
@@ -108,9 +112,7 @@ class Executing:
             found = {Execution(os.getpid(), token) for token in self._own}
         for index in range(_SLOTS):
             process, token = _SLOT.unpack_from(self._memory, _HEADER_BYTES + index * _SLOT.size)
-            if process == 0:
-                break  # slots are taken from the first on
-            if token:
+            if process and token:
                 found.add(Execution(process, token))
         return found
 

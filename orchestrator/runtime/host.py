@@ -14,7 +14,8 @@ from celery.canvas import Signature, maybe_signature
 from orchestrator import codec, errors
 from orchestrator.core.host import Call
 from orchestrator.core.records import Compensation, Failure, Outcome, Payload
-from orchestrator.core.retry import COMPENSATION_RETRY, RetryPolicy
+from orchestrator.core.retry import RetryPolicy
+from orchestrator.runtime.dispatch import check_arguments
 from orchestrator.runtime.registry import Registry
 from orchestrator.runtime.settings import Settings
 
@@ -27,6 +28,10 @@ logger = logging.getLogger("orchestrator.workflow")
 _NOT_OPTIONS = frozenset(
     ("task_id", "root_id", "parent_id", "group_id", "group_index", "chord", "chain", "reply_to", "stamped_headers")
 )
+
+
+#: Options that say when; they become columns of the record.
+_MOMENTS = {"countdown", "eta", "expires"}
 
 
 class CeleryHost:
@@ -66,13 +71,15 @@ class CeleryHost:
         """Read what ``compensate=`` or ``ctx.compensate`` was given."""
         signature = self._signature(compensate)
         name = signature.task
+        given = () if signature.immutable else (None,)
+        self._check_arguments(name, (*given, *signature.args), signature.kwargs)
         limit = self.settings.max_payload_bytes
         return Compensation(
             name,
             codec.encode_arguments(signature.args, signature.kwargs, f"the arguments of {name}", limit),
             "nothing" if signature.immutable else "result",
             self._options(signature),
-            retry or self.registry.find_defaults(name).retry or COMPENSATION_RETRY,
+            self.registry.compensation_retry(name, retry),
         )
 
     def _signature(self, step: object) -> Any:
@@ -86,20 +93,25 @@ class CeleryHost:
         task = self.app.tasks.get(signature.task)
         if getattr(task, "is_workflow", False):
             raise errors.ContextMisused(f"{signature.task} is a workflow; workflows cannot be steps")
-        if task is None and not self.known.on_live_worker(signature.task):
-            raise errors.UnknownTask(signature.task)
         return signature
+
+    def check_known(self, name: str) -> None:
+        """Refuse a task that is registered neither here nor on a live worker."""
+        if name not in self.app.tasks and not self.known.on_live_worker(name):
+            raise errors.UnknownTask(name)
 
     def _check_arguments(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         task = self.app.tasks.get(name)
-        if task is not None and task.typing:
-            task.__header__(*args, **kwargs)
+        if task is not None:
+            check_arguments(task, args, kwargs)
 
     def _options(self, signature: Any) -> dict[str, Any]:
         options = {key: value for key, value in signature.options.items() if key not in _NOT_OPTIONS}
-        for name in ("eta", "expires"):
-            if isinstance(options.get(name), datetime) and options[name].tzinfo is None:
-                raise errors.NaiveDatetime(f"{name} of {signature.task}", options[name])
+        expires = getattr(self.app.tasks.get(signature.task), "expires", None)
+        if expires is not None:
+            options.setdefault("expires", expires)
+        for name in _MOMENTS & options.keys():
+            _check_moment(name, options[name], signature.task)
         codec.encode(options, f"the options of {signature.task}", self.settings.max_payload_bytes)
         return options
 
@@ -134,6 +146,15 @@ class CeleryHost:
     def logger(self, is_replaying: Callable[[], bool]) -> logging.LoggerAdapter[logging.Logger]:
         """Return a logger that is silent while ``is_replaying()``."""
         return _QuietLogger(logger, is_replaying)
+
+
+def _check_moment(name: str, value: object, task: str) -> None:
+    """Refuse a countdown, eta or expiry from which no instant can be told."""
+    if isinstance(value, datetime) and value.tzinfo is None:
+        raise errors.NaiveDatetime(f"{name} of {task}", value)
+    kinds = {"countdown": int | float, "eta": datetime, "expires": int | float | datetime}
+    if value is not None and not isinstance(value, kinds[name]):
+        raise errors.ContextMisused(f"{name} of {task} is {value!r}; give seconds, or for eta and expires a datetime")
 
 
 class _QuietLogger(logging.LoggerAdapter[logging.Logger]):

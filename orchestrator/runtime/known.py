@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-from sqlalchemy import exc
-
 from orchestrator.store import workers
 from orchestrator.store.engine import Store
 
@@ -25,7 +23,7 @@ class KnownTasks:
             try:
                 with self._store.read("known-tasks") as connection:
                     self._tasks = frozenset(name for w in workers.list_workers(connection) for name in w.tasks)
-            except exc.DBAPIError:
+            except Exception:
                 return True  # nobody can say; a worker that does not know it will
             self._read_at = time.monotonic()
         return task in self._tasks

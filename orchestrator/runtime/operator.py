@@ -33,7 +33,7 @@ class Operator:
             row = self._find_compensation(connection, locked, seq)
             if row.state is State.SCHEDULED:
                 return self.coordinator.schedule_again(row, {}, 0.0)
-            self._check_failed(row)
+            self._check_failed(locked, row)
             return self._repeat(connection, locked, row)
 
         self._do(instance, "retry-compensation", prepare)
@@ -52,7 +52,7 @@ class Operator:
                 return self.coordinator.settle(
                     connection, locked, row, values, Outcome.FAILED, None, codec.dump(failure), makes_pass=False
                 )
-            self._check_failed(row)
+            self._check_failed(locked, row)
             change = Change(notes=[(row, resolution)])
             remaining = [entry for entry in settling.list_not_undone(locked) if entry.seq != row.seq]
             settling.settle_not_undone(locked, change, remaining)
@@ -74,11 +74,13 @@ class Operator:
             raise errors.InvalidOperation(f"{instance.id} has no compensation {seq}, and none that undoes step {seq}")
         return row
 
-    def _check_failed(self, row: HistoryRow) -> None:
+    def _check_failed(self, instance: Instance, row: HistoryRow) -> None:
         where = f"compensation {row.seq} ({row.name}) of {row.instance_id}"
         if row.state is not State.SETTLED:
             raise errors.InvalidOperation(f"{where} is {row.state}; wait until its attempt has ended")
-        if row.outcome is Outcome.SUCCEEDED:
+        # one that has succeeded is listed where an attempt that was given up took effect after it
+        is_listed = any(entry.seq == row.seq for entry in settling.list_not_undone(instance))
+        if row.outcome is Outcome.SUCCEEDED and not is_listed:
             raise errors.InvalidOperation(f"{where} has succeeded")
         if row.resolution is not None:
             raise errors.InvalidOperation(f"{where} has been dealt with: {row.resolution}")
@@ -108,5 +110,6 @@ class Operator:
             **self.coordinator.first_dispatch(None, row.message_options),
         }
         change = Change(new_rows=[new])
-        change.outbox.steps.append(HistoryRow(**{**history.FRESH, **new}))
+        if new["publications"]:
+            change.outbox.steps.append(HistoryRow(**{**history.FRESH, **new}))
         return change

@@ -9,26 +9,27 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+from billiard.exceptions import Terminated, TimeLimitExceeded
 from kombu.exceptions import KombuError
-from sqlalchemy import exc
 
-from orchestrator.core.attempts import AttemptLost
+from orchestrator.codec import describe_error
+from orchestrator.core.attempts import AttemptDoubtful, AttemptLost, Ended
 from orchestrator.core.records import Failure, Kind, State
 from orchestrator.runtime.coordinator import Coordinator, earliest
-from orchestrator.runtime.dispatch import HEADER, Dispatcher, read_header
+from orchestrator.runtime.dispatch import HEADER, Dispatcher, read_header, task_id_of
 from orchestrator.runtime.executing import Executing, Execution, is_alive, token_of
 from orchestrator.runtime.finishing import Finisher
-from orchestrator.runtime.heartbeat import WorkerDescription
 from orchestrator.runtime.observer import Observer
 from orchestrator.runtime.queues import Queues
 from orchestrator.store import due, history, instances, workers
 from orchestrator.store.due import DueRecord, HeldClaim
 from orchestrator.store.engine import is_transient
+from orchestrator.store.history import StepKey
 
 logger = logging.getLogger("orchestrator")
 
@@ -38,6 +39,10 @@ BATCH = 200
 EARLY_SECONDS = 2.0
 #: Between publications of one record: four times as long each, at most a day.
 BACKOFF, LONGEST_SECONDS = 4, 86400.0
+#: Somebody may be waiting for a result that a backend was not there to take.
+LONGEST_FINISH_SECONDS = 300.0
+#: So many tasks whose processes were killed are remembered until their claims are given back.
+MOST_KILLED = 1000
 FORGET_WORKERS_AFTER, FORGET_EVERY_SECONDS = timedelta(days=1), 3600.0
 
 
@@ -61,10 +66,11 @@ class Poller:
         self.queues = queues
         self.observer = Observer(self.settings.heartbeat_limit)
         self._interval = min(self.settings.poll_interval, self.settings.heartbeat_limit / 5)
-        self._suspects: set[tuple[str, int]] = set()
-        self._suspected_at = 0.0
+        self._suspects: dict[tuple[str, int], float] = {}
         self._early_at = self._forgot_at = time.monotonic()
-        self._unregistered: deque[Any] = deque()
+        self._retried_at = -EARLY_SECONDS
+        self._unregistered: deque[tuple[StepKey, int]] = deque()
+        self._killed: OrderedDict[str, Failure] = OrderedDict()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="orchestrator-poller", daemon=True)
 
@@ -79,6 +85,7 @@ class Poller:
     def _run(self) -> None:
         parts: list[Callable[[], None]] = [
             self.settle_unregistered,
+            self.retry_blocked,
             self.give_back,
             self.give_up_stale_workers,
             self.give_up_orphans,
@@ -92,18 +99,17 @@ class Poller:
             for part in parts:
                 try:
                     part()
-                except (exc.SQLAlchemyError, OSError, KombuError) as error:
-                    level = logging.WARNING if is_transient(error) else logging.ERROR
-                    logger.log(level, "%s: will be tried again: %r", part.__name__, error, exc_info=level > 30)
-                except Exception:
-                    logger.exception("%s failed; the poller goes on", part.__name__)
+                except Exception as error:  # whatever it is, the rest of the poller's work must go on
+                    expected = is_transient(error) or isinstance(error, OSError | KombuError)
+                    level = logging.WARNING if expected else logging.ERROR
+                    logger.log(level, "%s: will be tried again: %r", part.__name__, error, exc_info=not expected)
 
     def _seconds_to_next(self) -> float:
         """Sleep until something is due, or for the poll interval."""
         try:
             with self.store.read("next-due") as connection:
                 moment = due.find_next_due(connection)
-        except exc.SQLAlchemyError:
+        except Exception:  # the thread must not end: the parts will say what is wrong
             return self._interval
         if moment is None:
             return self._interval
@@ -112,21 +118,44 @@ class Poller:
 
     # --- what other threads tell --------------------------------------------------------------------------------
 
-    def welcome(self, own: WorkerDescription) -> None:
-        """A new incarnation may have the code that blocked instances wait for: let it try."""
+    def retry_blocked(self) -> None:
+        """Try the code of this incarnation on instances that are blocked because no code matched so far.
+
+        Not only once, when it begins: others may have blocked an instance knowing nothing of this worker yet.
+        """
+        incarnation = self.executing.incarnation
+        if not incarnation or time.monotonic() - self._retried_at < EARLY_SECONDS:
+            return
+        self._retried_at = time.monotonic()
         with self.store.begin("retry-blocked") as connection:
-            instances.owe_blocked_passes(connection, own.workflows, self.coordinator.clock())
+            names = self.coordinator.workflows.names()
+            instances.owe_blocked_passes(connection, names, incarnation, self.coordinator.clock())
 
     def note_unregistered(self, message: Any = None, **_kwargs: Any) -> None:
         """A step's message came to this worker, which does not know its task (Celery's ``task_unknown``)."""
         header = message.headers.get(HEADER) if message is not None else None
         if header is not None:
-            self._unregistered.append(header)
+            self._unregistered.append(read_header(header))
+
+    def note_failure(self, task_id: str = "", exception: object = None, **_kwargs: Any) -> None:
+        """A pool process is about to be killed, because its task took too long (Celery's ``task_failure``)."""
+        if isinstance(exception, TimeLimitExceeded):
+            self._note_killed(task_id, describe_error(exception))
+
+    def note_revoked(self, request: Any = None, terminated: bool = False, **_kwargs: Any) -> None:
+        """A pool process was killed by ``revoke(terminate=True)`` (Celery's ``task_revoked``)."""
+        if terminated:
+            self._note_killed(request.id, describe_error(Terminated("its task was revoked")))
+
+    def _note_killed(self, task_id: str, failure: Failure) -> None:
+        self._killed[task_id] = failure
+        if len(self._killed) > MOST_KILLED:  # most of them may be no steps
+            self._killed.popitem(last=False)
 
     def settle_unregistered(self) -> None:
         """Let another worker have the step, a few times; then it is settled: no worker there knows its task."""
         while self._unregistered:
-            key, dispatch = read_header(self._unregistered[0])
+            key, dispatch = self._unregistered[0]
             self.dispatcher.deliver(self.coordinator.pass_on(key, dispatch))
             self._unregistered.popleft()
 
@@ -140,19 +169,18 @@ class Poller:
         # claims first, executions afterwards: a claim that is in the store was announced before it was made
         with self.store.read("own-claims") as connection:
             claims = due.list_claims(connection, incarnation)
-        executions = self.executing.list_executions()
-        alive = {process for process in {c.claimant.process for c in claims} if is_alive(process)}
-        forgotten: set[tuple[str, int]] = set()
+        executions = self.executing.list_executions() if claims else set()
+        now, suspects = time.monotonic(), {}
         for claim in claims:
-            if claim.claimant.process not in alive:
-                self._lose(claim, f"the pool process {claim.claimant.process} ended")
-            elif Execution(claim.claimant.process, token_of(claim.key, claim.dispatch)) not in executions:
-                forgotten.add((claim.key.idempotency_key, claim.dispatch))
-                if (claim.key.idempotency_key, claim.dispatch) in self._suspects:
-                    self._lose(claim, f"process {claim.claimant.process} no longer executes it")
-        # a process that is alive is believed only when it has been seen not to execute its claim twice, a beat apart
-        if time.monotonic() - self._suspected_at >= self.settings.heartbeat_limit / 5 or not forgotten:
-            self._suspects, self._suspected_at = forgotten, time.monotonic()
+            process, attempt = claim.claimant.process, (claim.key.idempotency_key, claim.dispatch)
+            if not is_alive(process):
+                self._lose(claim, f"the pool process {process} ended")
+            elif Execution(process, token_of(claim.key, claim.dispatch)) not in executions:
+                # of a process that is alive it is believed only when it has been seen for as long as a beat takes
+                suspects[attempt] = self._suspects.get(attempt, now)
+                if now - suspects[attempt] >= self.settings.heartbeat_limit / 5:
+                    self._lose(claim, f"process {process} no longer executes it")
+        self._suspects = suspects
 
     def give_up_stale_workers(self) -> None:
         """Mark incarnations dead whose heartbeat stood still for the whole limit."""
@@ -175,8 +203,15 @@ class Poller:
 
     def _lose(self, claim: HeldClaim, reason: str) -> None:
         logger.warning("step %d of %s lost an attempt: %s", claim.key.seq, claim.key.instance_id, reason)
-        lost = AttemptLost(Failure("orchestrator.errors.AttemptLost", ("builtins.Exception",), reason))
-        _, outbox = self.coordinator.end_attempt(claim.key, claim.attempt, lost, makes_pass=False)
+        task_id = task_id_of(claim.key, claim.dispatch)
+        killed = self._killed.get(task_id)
+        ended: Ended
+        if killed is not None:  # on purpose: by itself it is not run again
+            ended = AttemptDoubtful(killed)
+        else:
+            ended = AttemptLost(Failure("orchestrator.errors.AttemptLost", ("builtins.Exception",), reason))
+        _, outbox = self.coordinator.end_attempt(claim.key, claim.attempt, ended, makes_pass=False)
+        self._killed.pop(task_id, None)
         self.dispatcher.deliver(outbox)
 
     # --- what is due ----------------------------------------------------------------------------------------------
@@ -210,8 +245,16 @@ class Poller:
         # the next time is committed first, and the message is published with no lock held
         with self.store.begin("publish") as connection:
             taken = due.postpone_publication(connection, row, again, due_at, row.dispatched_at or now)
-        if taken:
+        if not taken:
+            return
+        try:
             self.dispatcher.publish_step(row)
+        except (OSError, KombuError):
+            # a broker that is away must not make it look as if the message came and was never claimed
+            soon = now + timedelta(seconds=self.settings.publish_grace)
+            with self.store.begin("publish") as connection:
+                due.take_back_publication(connection, row, soon, earliest(soon, row.timeout_at, row.expires_at))
+            raise
 
     def _backoff(self, publications: int) -> float:
         return float(min(LONGEST_SECONDS, self.settings.publish_grace * BACKOFF**publications))
@@ -245,8 +288,15 @@ class Poller:
         again = self.coordinator.clock() + timedelta(seconds=self._backoff(owed.pass_publications))
         with self.store.begin("publish-pass") as connection:
             taken = instances.postpone_pass(connection, owed, again)
-        if taken:
+        if not taken:
+            return
+        try:
             self.dispatcher.republish_pass(owed)
+        except (OSError, KombuError):
+            soon = self.coordinator.clock() + timedelta(seconds=self.settings.publish_grace)
+            with self.store.begin("publish-pass") as connection:
+                instances.take_back_pass(connection, owed, again, soon)
+            raise
 
     def finish_ended(self) -> None:
         """Pay what endings still owe to Celery."""
@@ -254,7 +304,7 @@ class Poller:
         with self.store.read("due-finishes") as connection:
             finishes = instances.list_due_finishes(connection, now, BATCH)
         for instance_id, generation, attempts, due_at in finishes:
-            again = now + timedelta(seconds=self._backoff(attempts))
+            again = now + timedelta(seconds=min(self._backoff(attempts), LONGEST_FINISH_SECONDS))
             with self.store.begin("finish") as connection:
                 taken = instances.postpone_finish(connection, instance_id, generation, due_at, again)
             if taken:

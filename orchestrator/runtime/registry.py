@@ -6,12 +6,13 @@ Decorators run at import, when Celery's tasks may still be promises; nothing her
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 from orchestrator.core.records import Compensation
-from orchestrator.core.retry import RetryPolicy
+from orchestrator.core.retry import COMPENSATION_RETRY, RetryPolicy
+from orchestrator.errors import ResultNeeded
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,12 @@ class Registry:
         registered = self.find_compensation(task_name)
         if registered is None:
             return None
-        return registered.plan(registered.retry or self.find_defaults(registered.task.name).retry)
+        return registered.plan(self.compensation_retry(registered.task.name, registered.retry))
+
+    def compensation_retry(self, task_name: str, own: RetryPolicy | None) -> RetryPolicy:
+        """Return the policy of a compensation; no attempt can help one that needs a result which nobody knows."""
+        policy = own or self.find_defaults(task_name).retry or COMPENSATION_RETRY
+        return replace(policy, stop_on=(*policy.stop_on, ResultNeeded))
 
     def find_defaults(self, task_name: str) -> ActivityDefaults:
         self._resolve()

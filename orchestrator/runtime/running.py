@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -45,7 +46,8 @@ class RegisteredWorkflows:
         history = as_history(instance, sorted(rows, key=lambda row: row.seq))
         try:
             args, kwargs = codec.decode_arguments(instance.input, codec.annotations_of(task.function), 1, strict=True)
-        except errors.ResultMismatch as error:
+            inspect.signature(task.function).bind(None, *args, **kwargs)
+        except TypeError as error:  # ResultMismatch, too, is one
             failure = codec.describe_error(error)
             # before the first step it is the input that is wrong; later on it is the deploy that no longer takes it
             return Decision(Broken(failure) if history.records else Failed(failure, undone=False))
@@ -62,13 +64,18 @@ def _inside_pass() -> Iterator[None]:
         _in_pass.reset(token)
 
 
+def check_outside_of_passes(name: str) -> None:
+    """Refuse to send ``name`` while a workflow function runs."""
+    if _in_pass.get():
+        raise errors.SentInsideWorkflow(name)
+
+
 def refuse_sending_inside_passes(app: Celery) -> None:
     """Make every way of sending a task raise while a workflow function runs: a replay would send it again."""
     send_task = app.send_task
 
     def send_outside_of_passes(name: str, *args: Any, **kwargs: Any) -> Any:
-        if _in_pass.get():
-            raise errors.SentInsideWorkflow(name)
+        check_outside_of_passes(name)
         return send_task(name, *args, **kwargs)
 
     app.send_task = send_outside_of_passes

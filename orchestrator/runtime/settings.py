@@ -33,6 +33,8 @@ class Settings(BaseModel):
     @classmethod
     def read(cls, conf: Mapping[str, Any], options: Mapping[str, Any]) -> Settings:
         """Read the settings of an app; what ``Orchestrator`` was given goes before the app's configuration."""
+        # not declared with app.add_defaults: those would go before what a module or Django sets
+        _refuse_unknown(conf, set(cls.model_fields))
         values = {name: conf[PREFIX + name] for name in cls.model_fields if conf.get(PREFIX + name) is not None}
         values.update({name: value for name, value in options.items() if value is not None})
         try:
@@ -51,5 +53,10 @@ class Settings(BaseModel):
         return self.store
 
 
-#: Declared with ``app.add_defaults``, so that the keys are known wherever Celery reads its configuration from.
-DEFAULTS = {PREFIX + name: None for name in Settings.model_fields}
+def _refuse_unknown(conf: Mapping[str, Any], known: set[str]) -> None:
+    namespace = str(getattr(conf, "prefix", None) or "").lower()
+    listed = ", ".join(sorted(PREFIX + name for name in known))
+    for key in conf:
+        name = key.lower().removeprefix(namespace)
+        if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in known:
+            raise ConfigurationError(f"there is no setting {key}; known are {listed}")

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from orchestrator import codec
-from orchestrator.core.attempts import AttemptDoubtful, AttemptSucceeded, Ended
+from orchestrator.core.attempts import AttemptDoubtful, AttemptLost, AttemptSucceeded, Ended
 from orchestrator.core.records import Broken, Diverged, Failure, Kind, NotUndone, Outcome, State, Wake
 from orchestrator.runtime.change import Change, with_values
 from orchestrator.store import history
@@ -42,6 +42,8 @@ def count_down(instance: Instance, row: HistoryRow, values: Mapping[str, Any], *
 def frees_place(instance: Instance, row: HistoryRow, outcome: Outcome | None) -> bool:
     """Tell whether the next item of the map that ``row`` belongs to may go."""
     if row.lane is None or row.outcome is not None:  # what timed out has left the lane, whenever its attempt ends
+        return False
+    if row.state is State.HELD:  # it is skipped, and had no place
         return False
     # after the failure that stops the map the pass may be owed; what it is going to withdraw must not begin until then
     return row.wake is not Wake.FAILURE or (outcome is Outcome.SUCCEEDED and instance.waiting > 0)
@@ -98,12 +100,15 @@ def is_written(connection: Connection, instance: Instance, change: Change) -> bo
             return found is not None and _told_by(found) == _told_by(expected)
     for new in change.new_rows:
         found = history.find_row(connection, StepKey(instance.id, instance.generation, instance.run, new["seq"]))
-        return found is not None
+        if found is None:
+            return False
+        # another change may have put a record of its own there: a second operator's, or that of other code
+        return (found.name, found.undoes, found.scheduled_at) == (new["name"], new["undoes"], new["scheduled_at"])
     return False
 
 
 def _told_by(row: HistoryRow) -> tuple[object, ...]:
-    return (row.attempt, row.dispatch, row.outcome, row.settled_order, row.late_order)
+    return (row.attempt, row.failures, row.lost, row.dispatch, row.outcome, row.settled_order, row.late_order)
 
 
 # --- what the clock brings ----------------------------------------------------------------------------------------
@@ -120,7 +125,9 @@ def settle_by_clock(row: HistoryRow, now: datetime) -> tuple[dict[str, Any], Out
     if row.timeout_at is not None and row.timeout_at <= now:
         message = f"no outcome within {row.timeout_seconds} s of its first dispatch"
         failure = codec.dump(Failure(TIMED_OUT, ("builtins.TimeoutError", "builtins.Exception"), message))
-        if row.state is State.RUNNING or row.is_foreign:
+        if row.is_foreign:
+            return settled, Outcome.UNKNOWN, failure  # nobody will tell whether an attempt of it is alive
+        if row.state is State.RUNNING:
             # the attempt may be alive: it keeps its claim, and nothing is retried or undone before it has ended
             return {"state": State.TIMED_OUT, "is_timed_out": True, "due_at": None}, Outcome.UNKNOWN, failure
         return settled, outcome_unbegun(row), failure
@@ -144,6 +151,8 @@ def note_stray(
     connection: Connection, instance: Instance, row: HistoryRow, attempt: int, ended: Ended, now: datetime
 ) -> Change | None:
     """Keep what an attempt that was given up came to after all, once, and name an effect that came after its undo."""
+    if isinstance(ended, AttemptLost):
+        return None
     took_effect = isinstance(ended, AttemptSucceeded | AttemptDoubtful)
     outcome = "succeeded" if isinstance(ended, AttemptSucceeded) else type(ended).__name__
     strays = json.loads(row.strays) if row.strays else []

@@ -9,11 +9,12 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from celery.canvas import Signature
+from celery.utils.functional import maybe_list
 from kombu.exceptions import KombuError
 from sqlalchemy import exc
 
 from orchestrator import codec, errors
-from orchestrator.runtime import finishing
+from orchestrator.runtime import finishing, running
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.dispatch import Dispatcher
 from orchestrator.runtime.running import RegisteredWorkflows
@@ -47,10 +48,12 @@ class Starter:
         if on_conflict not in ("return", "raise"):
             raise errors.InvalidOperation(f"on_conflict is {on_conflict!r}; it is 'return' or 'raise'")
         task = self._workflow_of(signature)
+        task.check_not_eager()
+        running.check_outside_of_passes(task.name)
         instance_id = check_instance_id(instance_id) if instance_id is not None else str(uuid.uuid4())
         text = task.encode_input(tuple(signature.args), signature.kwargs)
         options = {key: value for key, value in signature.options.items() if key != "task_id"}
-        links = {"callbacks": options.get("link"), "errbacks": options.get("link_error")}
+        links = {"callbacks": maybe_list(options.get("link")), "errbacks": maybe_list(options.get("link_error"))}
         request = codec.encode({name: value for name, value in links.items() if value}, "the callbacks")
         generation = secrets.token_hex(8)
         queue = self.dispatcher.workflow_queue(task.name, options)
@@ -119,8 +122,14 @@ class Starter:
             if not is_transient(error):
                 raise
             logger.warning("%s: the store is away, will be tried again: %r", request.id, error)
-            raise task.retry(exc=error, countdown=START_DELAY_POLLS * settings.poll_interval, max_retries=None) from error
-        self.dispatcher.deliver(self.coordinator.advance(request.id, generation))
+            raise task.retry(
+                exc=error, countdown=START_DELAY_POLLS * settings.poll_interval, max_retries=None
+            ) from error
+        try:
+            self.dispatcher.deliver(self.coordinator.advance(request.id, generation))
+        except Exception:
+            # it is recorded, and its pass is owed: were this task to fail, Celery would take the workflow for failed
+            logger.exception("%s: its first pass could not be made, and will be tried again", request.id)
 
     def _record(self, task: WorkflowTask, request: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         header = getattr(request, START_HEADER, None)
@@ -129,7 +138,9 @@ class Starter:
         instance_id = check_instance_id(request.id)
         text = codec.encode_arguments(tuple(args), kwargs, f"the input of {task.name}", None)
         generation = secrets.token_hex(8)
-        queue = (request.delivery_info or {}).get("routing_key")
+        queue = self.dispatcher.queue_bound_to(request.delivery_info or {}) or self.dispatcher.workflow_queue(
+            task.name, {}
+        )
         if self._insert(instance_id, generation, task.name, queue, text, finishing.request_of(request)):
             return generation
         with self.store.read("start") as connection:

@@ -17,7 +17,7 @@ from celery.result import AsyncResult, assert_will_not_block
 
 from orchestrator import codec, errors
 from orchestrator.core.records import Compensation, Failure, NotUndone
-from orchestrator.runtime import finishing, settling
+from orchestrator.runtime import finishing, settling, softlimit
 from orchestrator.runtime.owner import orchestrator_of
 from orchestrator.store import history, instances
 from orchestrator.store.history import HistoryRow
@@ -53,13 +53,13 @@ class WorkflowTask(Task):
     # the instance may not be recorded yet when the process that took the message dies; and once it is recorded,
     # passes that end their process are counted
     reject_on_worker_lost = True
+    max_retries = None  # while the store is away
     typing = False
     function: Callable[..., Any]
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> WorkflowHandle:
         """Send the workflow's start task; arguments of any kind that the codec knows are refused or taken here."""
-        if self._get_app().conf.task_always_eager:
-            raise errors.EagerModeUnsupported(self.name)
+        self.check_not_eager()
         if options.get("task_id") is not None:
             check_instance_id(options["task_id"])
         text = self.encode_input(tuple(args or ()), dict(kwargs or {}))
@@ -67,9 +67,20 @@ class WorkflowTask(Task):
         handle: WorkflowHandle = super().apply_async(plain_args, plain_kwargs, **options)
         return handle
 
+    def apply(self, *_args: Any, **_kwargs: Any) -> Any:
+        """Refuse to run here and now."""
+        raise errors.EagerModeUnsupported(self.name)
+
+    def check_not_eager(self) -> None:
+        if self._get_app().conf.task_always_eager:
+            raise errors.EagerModeUnsupported(self.name)
+
     def encode_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """Return the input as it is recorded: bound to the function's parameters, checked against its annotations."""
-        bound = inspect.signature(self.function).bind(None, *args, **kwargs)
+        try:
+            bound = inspect.signature(self.function).bind(None, *args, **kwargs)
+        except TypeError as error:
+            raise errors.InputMismatch(self.name, str(error)) from error
         limit = orchestrator_of(self._get_app()).settings.max_payload_bytes
         text = codec.encode_arguments(bound.args[1:], bound.kwargs, f"the input of {self.name}", limit)
         try:
@@ -94,7 +105,10 @@ def make_run(function: Callable[..., Any]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(self: WorkflowTask, *args: Any, **kwargs: Any) -> None:
-        orchestrator_of(self._get_app()).starter.begin(self, args, kwargs)
+        orchestrator = orchestrator_of(self._get_app())
+        # a time limit of the app's is not the workflow's: raised inside its function it would be a failure of its own
+        with softlimit.deferred(in_pool_process=orchestrator.executing.is_child):
+            orchestrator.starter.begin(self, args, kwargs)
         raise Ignore  # its result is told when the instance has ended
 
     return run
@@ -105,6 +119,8 @@ def workflow_options(function: Callable[..., Any], options: dict[str, Any]) -> d
     if not inspect.isfunction(function):
         raise errors.ContextMisused(f"a workflow is a function, not {function!r}")
     name = function.__qualname__
+    if function.__name__ == "<lambda>":
+        raise errors.ContextMisused(f"{name} has no name that its instances could be found by; define a function")
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise errors.ContextMisused(f"{name} is async; a workflow is a plain function, its waits are calls of ctx")
     if inspect.isgeneratorfunction(function):

@@ -86,6 +86,22 @@ def postpone_publication(
     return connection.execute(statement.values(**values)).rowcount == 1
 
 
+def take_back_publication(
+    connection: Connection, row: HistoryRow, publish_at: datetime, due_at: datetime | None
+) -> None:
+    """Undo ``postpone_publication`` of ``row``: its message could not be sent."""
+    statement = update(history).where(
+        history.c.instance_id == row.instance_id,
+        history.c.run == row.run,
+        history.c.seq == row.seq,
+        history.c.generation == row.generation,
+        history.c.state == State.SCHEDULED,
+        history.c.dispatch == row.dispatch,
+        history.c.publications == row.publications + 1,
+    )
+    connection.execute(statement.values(publications=row.publications, publish_at=publish_at, due_at=due_at))
+
+
 def find_next_due(connection: Connection) -> datetime | None:
     """Return the next instant at which there is something to do."""
     moments = [

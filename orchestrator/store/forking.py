@@ -2,8 +2,8 @@
 
 A prefork worker forks new pool processes for as long as it lives, and its heartbeat and poller use the database all the
 time.  A child that is forked while another thread holds one of the driver's mutexes (SQLite's allocator has one, every
-call takes it) inherits it locked, and hangs in its first query for ever.  So transactions are counted, a fork waits for
-those of other threads to end, and no other begins until it is over.
+call takes it) inherits it locked, and hangs in its first query for ever.  So transactions are counted, and a fork waits for a moment in which no other
+thread is in one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 #: A database that does not answer must not stop the worker from replacing its pool processes.
-LONGEST_WAIT_SECONDS = 30.0
+LONGEST_WAIT_SECONDS = 10.0
 
 
 class ForkGuard:
@@ -29,15 +29,12 @@ class ForkGuard:
         self._condition = threading.Condition(threading.Lock())
         self._own = threading.local()
         self._inside = 0
-        self._is_forking = False
 
     @contextmanager
     def inside(self) -> Iterator[None]:
         """Keep forks away while the block runs."""
         depth = getattr(self._own, "depth", 0)
-        with self._condition:
-            while self._is_forking and depth == 0:
-                self._condition.wait()
+        with self._condition:  # held throughout a fork, but not while one waits: a heartbeat must not wait with it
             self._inside += 1
         self._own.depth = depth + 1
         try:
@@ -57,15 +54,12 @@ class ForkGuard:
         deadline = time.monotonic() + LONGEST_WAIT_SECONDS
         mine = getattr(self._own, "depth", 0)
         self._condition.acquire()
-        self._is_forking = True
         while self._inside > mine and time.monotonic() < deadline:
             self._condition.wait(timeout=deadline - time.monotonic())
         for function in self._before:
             function()
 
     def after_fork_in_parent(self) -> None:
-        self._is_forking = False
-        self._condition.notify_all()
         self._condition.release()
 
     def after_fork_in_child(self) -> None:

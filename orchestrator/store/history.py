@@ -352,6 +352,7 @@ class Claimant:
 def claim(
     connection: Connection,
     key: StepKey,
+    name: str,
     dispatch: int,
     claimant: Claimant,
     now: datetime,
@@ -359,7 +360,8 @@ def claim(
 ) -> HistoryRow | None:
     """Take a scheduled step for one attempt: the only one until it is settled, given back or given up.
 
-    Returns ``None`` where the message is not the newest, the step is not to be had, or the incarnation was given up.
+    Returns ``None`` where the message is not the newest or names another task, the step is not to be had, or the
+    incarnation was given up.
     ``compensation`` is the one that only this worker knows; it is recorded unless the step has one, or opted out.
     """
     values: dict[str, Any] = {
@@ -375,7 +377,11 @@ def claim(
     }
     alive = exists().where(worker.c.incarnation == claimant.incarnation, worker.c.dead_at.is_(None))
     statement = update(history).where(
-        *_own(key), history.c.state == State.SCHEDULED, history.c.dispatch == dispatch, alive
+        *_own(key),
+        history.c.name == name,
+        history.c.state == State.SCHEDULED,
+        history.c.dispatch == dispatch,
+        alive,
     )
     if connection.execute(statement.values(**values)).rowcount != 1:
         return None

@@ -249,6 +249,13 @@ def postpone_pass(connection: Connection, owed: OwedPass, until: datetime) -> bo
     return connection.execute(statement).rowcount == 1
 
 
+def take_back_pass(connection: Connection, owed: OwedPass, until: datetime, due_at: datetime) -> None:
+    """Undo ``postpone_pass`` of ``owed``: its message could not be sent."""
+    own = (instance.c.id == owed.instance_id, instance.c.generation == owed.generation)
+    statement = update(instance).where(*own, instance.c.pass_due_at == until)
+    connection.execute(statement.values(pass_due_at=due_at, pass_publications=owed.pass_publications))
+
+
 def owe_blocked_passes(connection: Connection, workflows: Sequence[str], incarnation: str, now: datetime) -> None:
     """Owe a pass to the instances that are blocked for their code, and whose pass ``incarnation`` has not refused."""
     statement = update(instance).where(

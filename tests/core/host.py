@@ -92,7 +92,7 @@ class FakeHost:
 
     def read_call(self, step: object, item: tuple[Any, ...] = ()) -> Call:
         signature = self._signature(step)
-        task = self.tasks[signature.task]
+        task = self.tasks.get(signature.task) or Task(signature.task)
         arguments = self._arguments(signature, item)
         return Call(task.name, arguments, signature.options, task.compensation, task.retry, task.timeout_seconds)
 
@@ -105,9 +105,11 @@ class FakeHost:
         signature = step.s() if isinstance(step, Task) else step
         if not isinstance(signature, Signature):
             raise errors.ContextMisused(f"{step!r} is no signature")
-        if signature.task not in self.tasks:
-            raise errors.UnknownTask(signature.task)
         return signature
+
+    def check_known(self, name: str) -> None:
+        if name not in self.tasks:
+            raise errors.UnknownTask(name)
 
     def _arguments(self, signature: Signature, item: tuple[Any, ...]) -> Payload:
         given = {"args": [*item, *signature.args], "kwargs": signature.kwargs}

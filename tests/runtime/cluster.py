@@ -27,10 +27,10 @@ ENDED = ("COMPLETED", "COMPENSATED", "FAILED", "COMPENSATION_FAILED")
 class WorkerProcess:
     """A ``celery worker``, and what it logs."""
 
-    def __init__(self, cluster: Cluster, arguments: tuple[str, ...], log: Path) -> None:
+    def __init__(self, cluster: Cluster, arguments: tuple[str, ...], log: Path, module: str | None = None) -> None:
         self.log = log
         command = [
-            *(sys.executable, "-m", "celery", "-A", cluster.module, "worker", "--loglevel=INFO"),
+            *(sys.executable, "-m", "celery", "-A", module or cluster.module, "worker", "--loglevel=INFO"),
             *("--without-mingle", "--without-gossip", f"--hostname={uuid.uuid4().hex[:8]}@test"),
             *arguments,
         ]
@@ -112,9 +112,11 @@ class Cluster:
 
     # --- workers --------------------------------------------------------------------------------------------------
 
-    def start_worker(self, *arguments: str, pool: str = "prefork", concurrency: int = 2) -> WorkerProcess:
+    def start_worker(
+        self, *arguments: str, pool: str = "prefork", concurrency: int = 2, module: str | None = None
+    ) -> WorkerProcess:
         log = self.folder / f"worker-{len(self.workers)}.log"
-        worker = WorkerProcess(self, (f"--pool={pool}", f"--concurrency={concurrency}", *arguments), log)
+        worker = WorkerProcess(self, (f"--pool={pool}", f"--concurrency={concurrency}", *arguments), log, module)
         self.workers.append(worker)
         return worker
 
@@ -152,6 +154,9 @@ class Cluster:
         handle = self.start(workflow, *args)
         self.wait_status(handle, *ENDED, "BLOCKED")
         return handle
+
+    def wait_history(self, handle: WorkflowHandle, records: int) -> None:
+        wait_until(lambda: len(handle.history()) >= records, f"{handle.id} having {records} records")
 
     def plan_crash(self, instance: str, who: str, point: str, seq: int | None) -> None:
         crashing.plan(self.crashes, instance, who, point, seq)

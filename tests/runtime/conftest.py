@@ -13,15 +13,14 @@ from tests.runtime.cluster import Cluster
 def cluster(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, valkey_url: str
 ) -> Iterator[Cluster]:
-    """A worker whose tasks are those of the test's module; ``CELERY`` and ``SETTINGS`` there configure it."""
-    folder = tmp_path_factory.mktemp("cluster")
-    module = request.module
+    """A worker whose tasks are those of the test's module; ``KEEPS_RESULTS`` and ``SETTINGS`` there configure it."""
+    folder, module = tmp_path_factory.mktemp("cluster"), request.module
     cluster = Cluster(
         folder,
         f"sqlite:///{folder}/store.db",
         valkey_url,
         tasks=module.__name__,
-        celery=getattr(module, "CELERY", None),
+        celery={"result_backend": valkey_url} if getattr(module, "KEEPS_RESULTS", False) else None,
         settings=getattr(module, "SETTINGS", None),
     )
     try:

@@ -124,7 +124,7 @@ def test_a_claim_whose_answer_was_lost_is_known_for_its_own(world: Worlds) -> No
     started = started_with(world, one_step)
     claims = claims_of(started)
     lose_answer(started.store, lost_answer(), "claim")
-    row = claims.claim(started.row(0).key, 1, None)
+    row = claims.claim(started.row(0).key, started.row(0).name, 1, None)
     assert row is not None and row.attempt == 1
 
 
@@ -135,11 +135,11 @@ def test_a_claim_of_another_thread_is_not_taken_for_ones_own(world: Worlds) -> N
 
     def claim_first() -> None:
         started.clock.advance(1)
-        taken.append(claims.claim(key, 1, None))
+        taken.append(claims.claim(key, started.row(0).name, 1, None))
 
     # a doubled message: while the one thread tries again after an error, the other claims
     fail_once(started, claim_first)
-    assert claims.claim(key, 1, None) is None
+    assert claims.claim(key, started.row(0).name, 1, None) is None
     assert taken[0] is not None
 
 

@@ -154,12 +154,15 @@ class World:
         dispatch: int | None = None,
         generation: str | None = None,
         compensation: str | None = None,
+        name: str | None = None,
     ) -> HistoryRow | None:
         key = StepKey(self.instance_id, generation or self.generation, 0, seq)
         if dispatch is None:
             dispatch = self.row(seq).dispatch
         with self.store.begin("claim") as connection:
-            return history.claim(connection, key, dispatch, Claimant(by, 1), self.clock(), compensation)
+            return history.claim(
+                connection, key, name or self.row(seq).name, dispatch, Claimant(by, 1), self.clock(), compensation
+            )
 
     def take(self, seq: int, *, by: str = "worker-1") -> HistoryRow:
         row = self.claim(seq, by=by)
