@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from datetime import datetime
 
 from orchestrator.core.records import State
-from orchestrator.runtime.coordinator import Clock, utc_now
 from orchestrator.runtime.executing import Executing, token_of
 from orchestrator.runtime.settings import Settings
+from orchestrator.runtime.transactions import Clock, utc_now
 from orchestrator.store import history, workers
 from orchestrator.store.engine import Store
 from orchestrator.store.history import Claimant, HistoryRow, StepKey

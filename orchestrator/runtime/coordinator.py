@@ -1,163 +1,46 @@
-"""The coordinator: load, decide, commit, dispatch.  The only caller of ``decide()``.
-
-Every change of an instance is one ``Change``: it is *prepared* from what was read, then *written*, in one transaction
-that begins by locking the instance.  On SQLite, where a write transaction stops everybody else, it is prepared outside
-of it, and the instance's version tells at the commit whether what was read still holds.
+"""The coordinator: settles what attempts came to, in one transaction with the pass that follows.
 
 What was committed is published afterwards, never before: a crash between the two leaves a record that the poller finds.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import random
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import Connection
 
 from orchestrator import codec
 from orchestrator.core.attempts import AttemptSucceeded, Ended, Standing, judge, late_outcome
-from orchestrator.core.records import Broken, Decision, Failure, Outcome, State
+from orchestrator.core.records import Failure, Outcome, State
 from orchestrator.errors import UnknownTask
-from orchestrator.runtime import decisions, settling
-from orchestrator.runtime.change import Change, Outbox, with_values
-from orchestrator.runtime.settings import Settings
-from orchestrator.store import history, instances, workers
-from orchestrator.store.engine import Conflict, Store, is_transient
+from orchestrator.runtime import settling
+from orchestrator.runtime.change import Change, Outbox
+from orchestrator.runtime.passes import PASSING, Passes, earliest
+from orchestrator.store import history
+from orchestrator.store.engine import is_transient
 from orchestrator.store.history import HistoryRow, StepKey
-from orchestrator.store.instances import Instance, Status
-from orchestrator.store.workers import Worker
+from orchestrator.store.instances import Instance
 
 logger = logging.getLogger("orchestrator")
 
-Clock = Callable[[], datetime]
+#: The poller has other things to do, and comes back.
+POLLER_PATIENCE_SECONDS = 1.0
+
+#: The columns of a claim that is held no longer.
+RELEASED: dict[str, Any] = {
+    "claim_incarnation": None,
+    "claim_process": None,
+    "publish_at": None,
+    "expires_at": None,
+    "due_at": None,
+}
 
 
-def utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
-class Workflows(Protocol):
-    """How the coordinator runs workflow code, where it is registered."""
-
-    def knows(self, workflow: str) -> bool: ...
-
-    def names(self) -> list[str]: ...
-
-    def decide(self, instance: Instance, rows: list[HistoryRow]) -> Decision: ...
-
-
-class Coordinator:
-    """Settles steps and makes passes; ``workflows`` runs the code of those registered in this process."""
-
-    def __init__(
-        self,
-        store: Store,
-        settings: Settings,
-        workflows: Workflows,
-        incarnation: Callable[[], str],
-        clock: Clock = utc_now,
-    ) -> None:
-        self.store = store
-        self.settings = settings
-        self.workflows = workflows
-        self.incarnation = incarnation
-        self.clock = clock
-
-    # --- transactions ---------------------------------------------------------------------------------------------
-
-    def transact(
-        self,
-        purpose: str,
-        instance_id: str,
-        generation: str,
-        prepare: Callable[[Connection, Instance], Change | None],
-        patience_seconds: float | None = None,
-        on_error: Callable[[BaseException], None] | None = None,
-    ) -> Outbox:
-        """Prepare and write a change of one instance; repeat both when anything it was built on has changed.
-
-        ``on_error`` is told of what went wrong, if it was not merely that.
-        """
-        tried: Change | None = None
-
-        def prepare_once(connection: Connection, instance: Instance) -> tuple[Change | None, Outbox]:
-            nonlocal tried
-            if tried is not None and settling.is_written(connection, instance, tried):
-                # the answer to the COMMIT before was lost: all of it is in the store already
-                return None, tried.outbox
-            tried = prepare(connection, instance)
-            return tried, Outbox()
-
-        def once() -> Outbox:
-            nonlocal tried
-            try:
-                return run()
-            except Conflict:
-                tried = None  # rolled back for certain: what looks like it was written by another
-                raise
-            except Exception as error:
-                if on_error is not None:
-                    on_error(error)
-                raise
-
-        def run() -> Outbox:
-            if self.store.is_sqlite:
-                return self._prepared_outside(purpose, instance_id, generation, prepare_once)
-            with self.store.begin(purpose) as connection:
-                instance = instances.lock_instance(connection, instance_id)
-                if instance is None or instance.generation != generation:
-                    return Outbox()
-                change, outbox = prepare_once(connection, instance)
-                return outbox if change is None else self._write(connection, instance, change)
-
-        patience = self.settings.store_patience if patience_seconds is None else patience_seconds
-        return self.store.retrying(once, patience_seconds=patience)
-
-    def _prepared_outside(
-        self,
-        purpose: str,
-        instance_id: str,
-        generation: str,
-        prepare: Callable[[Connection, Instance], tuple[Change | None, Outbox]],
-    ) -> Outbox:
-        with self.store.read(purpose) as connection:
-            instance = instances.find_instance(connection, instance_id)
-            if instance is None or instance.generation != generation:
-                return Outbox()
-            change, outbox = prepare(connection, instance)
-        if change is None:
-            return outbox
-        with self.store.begin(purpose) as connection:
-            locked = instances.lock_instance(connection, instance_id)
-            if locked is None or (locked.generation, locked.version) != (generation, instance.version):
-                raise Conflict
-            return self._write(connection, locked, change)
-
-    def _write(self, connection: Connection, instance: Instance, change: Change) -> Outbox:
-        for row, values in change.rows.values():
-            # a claim is taken without the instance's lock: whatever is written to a record names its state as read
-            if not history.change_row(connection, row, values):
-                raise Conflict
-        for row, values in change.notes:
-            history.note_on_row(connection, row, values)
-        history.insert_rows(connection, change.new_rows)
-        history.await_rows(connection, instance, change.instance.get("wait_number", instance.wait_number), change.wakes)
-        instances.set_attributes(connection, instance.id, change.attributes)
-        instances.update_instance(connection, instance, change.instance)
-        if change.ends:
-            instances.insert_finish(
-                connection, instance.id, instance.generation, self.later(self.settings.publish_grace)
-            )
-        return change.outbox
-
-    def later(self, seconds: float) -> datetime:
-        return self.clock() + timedelta(seconds=seconds)
-
-    # --- steps ----------------------------------------------------------------------------------------------------
+class Coordinator(Passes):
+    """Settles steps, and what the clock makes of them."""
 
     def end_attempt(self, key: StepKey, attempt: int, ended: Ended, *, makes_pass: bool = True) -> tuple[bool, Outbox]:
         """Record how an attempt ended, in one transaction with the pass that follows if nothing else is waited for.
@@ -343,34 +226,6 @@ class Coordinator:
         if values["publications"]:
             change.outbox.steps.append(held.changed(values))
 
-    def first_dispatch(
-        self, timeout_seconds: float | None, options: Mapping[str, Any], *, is_foreign: bool = False
-    ) -> dict[str, Any]:
-        """Return the columns of a record that may be claimed from now on, or from its countdown or eta."""
-        now = self.clock()
-        begins_at = now
-        if options.get("eta") is not None:
-            begins_at = options["eta"]
-        elif options.get("countdown"):
-            begins_at = now + timedelta(seconds=float(options["countdown"]))
-        is_now = begins_at <= now
-        publish_at = self._next_publication(now, is_foreign) if is_now else begins_at
-        expires_at = _expiry(options.get("expires"), now)
-        timeout_at = None if timeout_seconds is None else max(begins_at, now) + timedelta(seconds=timeout_seconds)
-        return {
-            "state": State.SCHEDULED,
-            "publications": 1 if is_now else 0,
-            "dispatched_at": now if is_now else None,
-            "publish_at": publish_at,
-            "expires_at": expires_at,
-            "timeout_at": timeout_at,
-            "due_at": earliest(publish_at, expires_at, timeout_at),
-        }
-
-    def _next_publication(self, now: datetime, is_foreign: bool) -> datetime | None:
-        """Return when a message just published is doubted; that of a foreign step, which nobody claims, never is."""
-        return None if is_foreign else now + timedelta(seconds=self.settings.publish_grace)
-
     # --- what the clock brings ------------------------------------------------------------------------------------
 
     def time_out(self, key: StepKey) -> Outbox:
@@ -422,130 +277,7 @@ class Coordinator:
 
         return self.transact("pass-on", key.instance_id, key.generation, prepare, POLLER_PATIENCE_SECONDS)
 
-    # --- passes ---------------------------------------------------------------------------------------------------
-
-    def make_pass(self, connection: Connection, instance: Instance, change: Change, *, inline: bool) -> None:
-        """Decide on what ``change`` makes of the instance, and add what follows to it; or leave the pass owed."""
-        if not inline or not self.workflows.knows(instance.workflow):
-            settling.owe_pass(instance, change, self.later(self.settings.publish_grace))
-            return
-        rows = {row.seq: row for row in history.load_rows(connection, instance.id, instance.run)}
-        for row, values in change.rows.values():
-            rows[row.seq] = rows.get(row.seq, row).changed(values)
-        seen = with_values(instance, change.instance)
-        decision = self.workflows.decide(seen, list(rows.values()))
-        decisions.apply_decision(self, connection, seen, rows, decision, change)
-
-    def advance(self, instance_id: str, generation: str) -> Outbox:
-        """Make the pass that an instance owes.  A second message for the same pass finds nothing to do."""
-        begun = self._count_pass(instance_id, generation)
-        if begun is None or begun.status is Status.BLOCKED:
-            return Outbox()
-
-        def prepare(connection: Connection, instance: Instance) -> Change | None:
-            if instance.pass_due_at is None or instance.status not in PASSING:
-                return None
-            change = Change()
-            self.make_pass(connection, instance, change, inline=True)
-            return change
-
-        try:
-            return self.transact("advance", instance_id, generation, prepare)
-        except Exception as error:
-            if is_transient(error):
-                raise
-            logger.exception("%s: what its pass decided cannot be written", instance_id)
-            return self._refuse_for(instance_id, generation, error)
-
-    def _refuse_for(self, instance_id: str, generation: str, error: Exception) -> Outbox:
-        reason = settling.explain(Broken(codec.describe_error(error)))
-
-        def prepare(connection: Connection, instance: Instance) -> Change | None:
-            if instance.pass_due_at is None or instance.status not in PASSING:
-                return None
-            change = Change()
-            self.refuse(connection, instance, reason, change)
-            return change
-
-        return self.transact("refuse", instance_id, generation, prepare)
-
-    def refuse(self, connection: Connection, instance: Instance, reason: str, change: Change) -> None:
-        """The code of this incarnation does not match: let the others have their turn, block when all have refused."""
-        refused = sorted({*self.list_refused(instance), self.incarnation()})
-        change.instance.update(refused=json.dumps(refused), blocked=reason)
-        serving = {w.incarnation for w in workers.list_workers(connection) if _serves(w, instance)}
-        if serving - set(refused):
-            # not published at once: this process would be the first to take the message
-            change.instance.update(pass_due_at=self.later(self.settings.poll_interval), pass_publications=0)
-        else:
-            change.instance.update(status=Status.BLOCKED, pass_due_at=None)
-
-    @staticmethod
-    def list_refused(instance: Instance) -> list[str]:
-        return list(json.loads(instance.refused)) if instance.refused else []
-
-    def _count_pass(self, instance_id: str, generation: str) -> Instance | None:
-        """Count a pass before it is made; at the cap the instance is blocked: running its code kills the process."""
-        found: Instance | None = None
-
-        def prepare(connection: Connection, instance: Instance) -> Change | None:
-            nonlocal found
-            found = None
-            is_owed = instance.pass_due_at is not None and instance.status in PASSING
-            if not is_owed:
-                return None
-            change = Change()
-            if not self.workflows.knows(instance.workflow):
-                # the message came to a worker without the code: it is soon sent again, for another to take
-                polls = max(1, instance.pass_publications)
-                change.instance = {"pass_due_at": self.later(self.settings.poll_interval * polls)}
-                return change
-            if self.incarnation() in self.list_refused(instance):
-                self.refuse(connection, instance, instance.blocked or "", change)
-                return change
-            cap = self.settings.max_pass_attempts
-            if instance.pass_attempts >= cap and settling.may_be_passing(instance, self.clock()):
-                return None
-            change.instance = settling.count_attempt(instance, cap, self.later(self.settings.publish_grace))
-            found = with_values(instance, change.instance)
-            return change
-
-        self.transact("count-pass", instance_id, generation, prepare)
-        return found
-
-
-#: The poller has other things to do, and comes back.
-POLLER_PATIENCE_SECONDS = 1.0
-
-#: The columns of a claim that is held no longer.
-RELEASED: dict[str, Any] = {
-    "claim_incarnation": None,
-    "claim_process": None,
-    "publish_at": None,
-    "expires_at": None,
-    "due_at": None,
-}
-
-#: The statuses in which passes are made.
-PASSING = (Status.PENDING, Status.RUNNING, Status.COMPENSATING)
-
-
-def earliest(*moments: datetime | None) -> datetime | None:
-    return min((moment for moment in moments if moment is not None), default=None)
-
-
-def _serves(worker: Worker, instance: Instance) -> bool:
-    """Tell whether a worker has the workflow's code and is sent its passes."""
-    has_code = instance.workflow in worker.workflows
-    return has_code and (instance.queue is None or not worker.queues or instance.queue in worker.queues)
-
 
 def _standing(row: HistoryRow, now: datetime) -> Standing:
     elapsed = (now - row.scheduled_at).total_seconds()
     return Standing(row.failures, row.lost, row.is_in_doubt, row.is_draining, row.retry_policy, elapsed)
-
-
-def _expiry(expires: Any, now: datetime) -> datetime | None:
-    if expires is None or isinstance(expires, datetime):
-        return expires
-    return now + timedelta(seconds=float(expires))

@@ -33,11 +33,11 @@ from orchestrator.store.history import HistoryRow
 from orchestrator.store.instances import Instance, Status
 
 if TYPE_CHECKING:
-    from orchestrator.runtime.coordinator import Coordinator
+    from orchestrator.runtime.passes import Passes
 
 
 def apply_decision(
-    coordinator: Coordinator,
+    passes: Passes,
     connection: Connection,
     instance: Instance,
     rows: dict[int, HistoryRow],
@@ -49,7 +49,7 @@ def apply_decision(
         case Diverged() | Broken():
             # nothing of such a pass is written: the code that matches will ask for it again; but it has come back
             change.instance["pass_attempts"] = 0
-            coordinator.refuse(connection, instance, explain(decision.ending), change)
+            passes.refuse(connection, instance, explain(decision.ending), change)
             return
         case _:
             pass
@@ -59,7 +59,7 @@ def apply_decision(
     ]
     for withdrawal in decision.withdrawals:
         _withdraw(change, rows[withdrawal.seq], withdrawal)
-    _insert(coordinator, instance, decision.records, change)
+    _insert(passes, instance, decision.records, change)
     change.attributes = decision.attributes
     change.instance.update(
         next_seq=instance.next_seq + len(decision.records),
@@ -80,10 +80,10 @@ def apply_decision(
         case Waiting():
             _wait(change, instance, rows, decision.ending)
         case Completed():
-            _end(coordinator, change, instance, rows, Status.COMPLETED, result=decision.ending.result)
+            _end(passes, change, instance, rows, Status.COMPLETED, result=decision.ending.result)
         case Failed():
             status = _failed_status(decision.ending, not_undone)
-            _end(coordinator, change, instance, rows, status, failure=codec.dump(decision.ending.failure))
+            _end(passes, change, instance, rows, status, failure=codec.dump(decision.ending.failure))
         case _:
             assert_never(decision.ending)
 
@@ -136,7 +136,7 @@ def _wait(change: Change, instance: Instance, rows: dict[int, HistoryRow], waiti
 
 
 def _end(
-    coordinator: Coordinator,
+    passes: Passes,
     change: Change,
     instance: Instance,
     rows: dict[int, HistoryRow],
@@ -145,7 +145,7 @@ def _end(
     failure: str | None = None,
 ) -> None:
     _stop_timers(change, rows)
-    ended_at = max(coordinator.clock(), change.instance.get("last_at", instance.last_at))
+    ended_at = max(passes.clock(), change.instance.get("last_at", instance.last_at))
     change.instance.update(
         status=status, result=result, failure=failure, waiting=0, ended_at=ended_at, last_at=ended_at
     )
@@ -167,18 +167,18 @@ def _stop_timers(change: Change, rows: dict[int, HistoryRow]) -> None:
 # --- new records --------------------------------------------------------------------------------------------------
 
 
-def _insert(coordinator: Coordinator, instance: Instance, records: tuple[NewRecord, ...], change: Change) -> None:
+def _insert(passes: Passes, instance: Instance, records: tuple[NewRecord, ...], change: Change) -> None:
     for new in records:
-        row = _new_row(coordinator, instance, new)
+        row = _new_row(passes, instance, new)
         change.new_rows.append(row)
         is_published = row["state"] is State.SCHEDULED and row.get("publications", 0) > 0
         if is_published and new.command.kind is not Kind.TIMER:
             change.outbox.steps.append(HistoryRow(**{**history.FRESH, **row}))
 
 
-def _new_row(coordinator: Coordinator, instance: Instance, new: NewRecord) -> dict[str, Any]:
+def _new_row(passes: Passes, instance: Instance, new: NewRecord) -> dict[str, Any]:
     command = new.command
-    now = max(coordinator.clock(), instance.last_at)
+    now = max(passes.clock(), instance.last_at)
     row: dict[str, Any] = {
         "instance_id": instance.id,
         "generation": instance.generation,
@@ -215,10 +215,10 @@ def _new_row(coordinator: Coordinator, instance: Instance, new: NewRecord) -> di
             row["compensation"] = codec.dump(command.compensation)
         case _:
             pass
-    return row | _standing_of(coordinator, new, now)
+    return row | _standing_of(passes, new, now)
 
 
-def _standing_of(coordinator: Coordinator, new: NewRecord, now: datetime) -> dict[str, Any]:
+def _standing_of(passes: Passes, new: NewRecord, now: datetime) -> dict[str, Any]:
     command = new.command
     if new.outcome is not None:
         return {
@@ -236,8 +236,8 @@ def _standing_of(coordinator: Coordinator, new: NewRecord, now: datetime) -> dic
             if command.held:
                 return {"state": State.HELD}
             if isinstance(command, RunCompensation):
-                return coordinator.first_dispatch(None, command.options)
-            return coordinator.first_dispatch(command.timeout_seconds, command.options, is_foreign=command.foreign)
+                return passes.first_dispatch(None, command.options)
+            return passes.first_dispatch(command.timeout_seconds, command.options, is_foreign=command.foreign)
         case _:
             raise AssertionError(f"{command.kind} is settled when it is recorded")
 

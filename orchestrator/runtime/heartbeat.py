@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from sqlalchemy import exc
 
 from orchestrator._version import __version__
-from orchestrator.runtime.coordinator import Clock, utc_now
 from orchestrator.runtime.executing import Executing
 from orchestrator.runtime.settings import Settings
+from orchestrator.runtime.transactions import Clock, utc_now
 from orchestrator.store import workers
 from orchestrator.store.engine import Store
 from orchestrator.store.workers import Worker

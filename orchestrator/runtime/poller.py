@@ -20,11 +20,12 @@ from kombu.exceptions import KombuError
 from orchestrator.codec import describe_error
 from orchestrator.core.attempts import AttemptDoubtful, AttemptLost, Ended
 from orchestrator.core.records import Failure, Kind, State
-from orchestrator.runtime.coordinator import Coordinator, earliest
+from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.dispatch import HEADER, Dispatcher, read_header, task_id_of
 from orchestrator.runtime.executing import Executing, Execution, is_alive, token_of
 from orchestrator.runtime.finishing import Finisher
 from orchestrator.runtime.observer import Observer
+from orchestrator.runtime.passes import earliest
 from orchestrator.runtime.queues import Queues
 from orchestrator.store import due, history, instances, workers
 from orchestrator.store.due import DueRecord, HeldClaim

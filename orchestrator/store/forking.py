@@ -2,8 +2,8 @@
 
 A prefork worker forks new pool processes for as long as it lives, and its heartbeat and poller use the database all the
 time.  A child that is forked while another thread holds one of the driver's mutexes (SQLite's allocator has one, every
-call takes it) inherits it locked, and hangs in its first query for ever.  So transactions are counted, and a fork waits for a moment in which no other
-thread is in one.
+call takes it) inherits it locked, and hangs in its first query for ever.  So transactions are counted, and a fork waits
+for a moment in which no other thread is in one.
 """
 
 from __future__ import annotations

@@ -1,0 +1,187 @@
+"""Passes: decided by the workflow's code, counted before they are made, refused where the code does not match."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from sqlalchemy import Connection
+
+from orchestrator import codec
+from orchestrator.core.records import Broken, Decision, State
+from orchestrator.runtime import decisions, settling
+from orchestrator.runtime.change import Change, Outbox, with_values
+from orchestrator.runtime.settings import Settings
+from orchestrator.runtime.transactions import Clock, Transactions, utc_now
+from orchestrator.store import history, workers
+from orchestrator.store.engine import Store, is_transient
+from orchestrator.store.history import HistoryRow
+from orchestrator.store.instances import Instance, Status
+from orchestrator.store.workers import Worker
+
+logger = logging.getLogger("orchestrator")
+
+#: The statuses in which passes are made.
+PASSING = (Status.PENDING, Status.RUNNING, Status.COMPENSATING)
+
+
+class Workflows(Protocol):
+    """How the coordinator runs workflow code, where it is registered."""
+
+    def knows(self, workflow: str) -> bool: ...
+
+    def names(self) -> list[str]: ...
+
+    def decide(self, instance: Instance, rows: list[HistoryRow]) -> Decision: ...
+
+
+class Passes(Transactions):
+    """Makes the passes of instances; the only caller of ``decide()``."""
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        workflows: Workflows,
+        incarnation: Callable[[], str],
+        clock: Clock = utc_now,
+    ) -> None:
+        super().__init__(store, settings, clock)
+        self.workflows = workflows
+        self.incarnation = incarnation
+
+    def make_pass(self, connection: Connection, instance: Instance, change: Change, *, inline: bool) -> None:
+        """Decide on what ``change`` makes of the instance, and add what follows to it; or leave the pass owed."""
+        if not inline or not self.workflows.knows(instance.workflow):
+            settling.owe_pass(instance, change, self.later(self.settings.publish_grace))
+            return
+        rows = {row.seq: row for row in history.load_rows(connection, instance.id, instance.run)}
+        for row, values in change.rows.values():
+            rows[row.seq] = rows.get(row.seq, row).changed(values)
+        seen = with_values(instance, change.instance)
+        decision = self.workflows.decide(seen, list(rows.values()))
+        decisions.apply_decision(self, connection, seen, rows, decision, change)
+
+    def advance(self, instance_id: str, generation: str) -> Outbox:
+        """Make the pass that an instance owes.  A second message for the same pass finds nothing to do."""
+        begun = self._count_pass(instance_id, generation)
+        if begun is None or begun.status is Status.BLOCKED:
+            return Outbox()
+
+        def prepare(connection: Connection, instance: Instance) -> Change | None:
+            if instance.pass_due_at is None or instance.status not in PASSING:
+                return None
+            change = Change()
+            self.make_pass(connection, instance, change, inline=True)
+            return change
+
+        try:
+            return self.transact("advance", instance_id, generation, prepare)
+        except Exception as error:
+            if is_transient(error):
+                raise
+            logger.exception("%s: what its pass decided cannot be written", instance_id)
+            return self._refuse_for(instance_id, generation, error)
+
+    def _refuse_for(self, instance_id: str, generation: str, error: Exception) -> Outbox:
+        reason = settling.explain(Broken(codec.describe_error(error)))
+
+        def prepare(connection: Connection, instance: Instance) -> Change | None:
+            if instance.pass_due_at is None or instance.status not in PASSING:
+                return None
+            change = Change()
+            self.refuse(connection, instance, reason, change)
+            return change
+
+        return self.transact("refuse", instance_id, generation, prepare)
+
+    def refuse(self, connection: Connection, instance: Instance, reason: str, change: Change) -> None:
+        """The code of this incarnation does not match: let the others have their turn, block when all have refused."""
+        refused = sorted({*self.list_refused(instance), self.incarnation()})
+        change.instance.update(refused=json.dumps(refused), blocked=reason)
+        serving = {w.incarnation for w in workers.list_workers(connection) if _serves(w, instance)}
+        if serving - set(refused):
+            # not published at once: this process would be the first to take the message
+            change.instance.update(pass_due_at=self.later(self.settings.poll_interval), pass_publications=0)
+        else:
+            change.instance.update(status=Status.BLOCKED, pass_due_at=None)
+
+    @staticmethod
+    def list_refused(instance: Instance) -> list[str]:
+        return list(json.loads(instance.refused)) if instance.refused else []
+
+    def _count_pass(self, instance_id: str, generation: str) -> Instance | None:
+        """Count a pass before it is made; at the cap the instance is blocked: running its code kills the process."""
+        found: Instance | None = None
+
+        def prepare(connection: Connection, instance: Instance) -> Change | None:
+            nonlocal found
+            found = None
+            is_owed = instance.pass_due_at is not None and instance.status in PASSING
+            if not is_owed:
+                return None
+            change = Change()
+            if not self.workflows.knows(instance.workflow):
+                # the message came to a worker without the code: it is soon sent again, for another to take
+                polls = max(1, instance.pass_publications)
+                change.instance = {"pass_due_at": self.later(self.settings.poll_interval * polls)}
+                return change
+            if self.incarnation() in self.list_refused(instance):
+                self.refuse(connection, instance, instance.blocked or "", change)
+                return change
+            cap = self.settings.max_pass_attempts
+            if instance.pass_attempts >= cap and settling.may_be_passing(instance, self.clock()):
+                return None
+            change.instance = settling.count_attempt(instance, cap, self.later(self.settings.publish_grace))
+            found = with_values(instance, change.instance)
+            return change
+
+        self.transact("count-pass", instance_id, generation, prepare)
+        return found
+
+    def first_dispatch(
+        self, timeout_seconds: float | None, options: Mapping[str, Any], *, is_foreign: bool = False
+    ) -> dict[str, Any]:
+        """Return the columns of a record that may be claimed from now on, or from its countdown or eta."""
+        now = self.clock()
+        begins_at = now
+        if options.get("eta") is not None:
+            begins_at = options["eta"]
+        elif options.get("countdown"):
+            begins_at = now + timedelta(seconds=float(options["countdown"]))
+        is_now = begins_at <= now
+        publish_at = self._next_publication(now, is_foreign) if is_now else begins_at
+        expires_at = _expiry(options.get("expires"), now)
+        timeout_at = None if timeout_seconds is None else max(begins_at, now) + timedelta(seconds=timeout_seconds)
+        return {
+            "state": State.SCHEDULED,
+            "publications": 1 if is_now else 0,
+            "dispatched_at": now if is_now else None,
+            "publish_at": publish_at,
+            "expires_at": expires_at,
+            "timeout_at": timeout_at,
+            "due_at": earliest(publish_at, expires_at, timeout_at),
+        }
+
+    def _next_publication(self, now: datetime, is_foreign: bool) -> datetime | None:
+        """Return when a message just published is doubted; that of a foreign step, which nobody claims, never is."""
+        return None if is_foreign else now + timedelta(seconds=self.settings.publish_grace)
+
+
+def earliest(*moments: datetime | None) -> datetime | None:
+    return min((moment for moment in moments if moment is not None), default=None)
+
+
+def _serves(worker: Worker, instance: Instance) -> bool:
+    """Tell whether a worker has the workflow's code and is sent its passes."""
+    has_code = instance.workflow in worker.workflows
+    return has_code and (instance.queue is None or not worker.queues or instance.queue in worker.queues)
+
+
+def _expiry(expires: Any, now: datetime) -> datetime | None:
+    if expires is None or isinstance(expires, datetime):
+        return expires
+    return now + timedelta(seconds=float(expires))

@@ -1,0 +1,122 @@
+"""Transactions on an instance: prepared from what was read, written under its lock, repeated when that no longer holds.
+
+On SQLite, where a write transaction stops everybody else, a change is prepared outside of it, and the instance's
+version tells at the commit whether what was read still holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import Connection
+
+from orchestrator.runtime import settling
+from orchestrator.runtime.change import Change, Outbox
+from orchestrator.runtime.settings import Settings
+from orchestrator.store import history, instances
+from orchestrator.store.engine import Conflict, Store
+from orchestrator.store.instances import Instance
+
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Transactions:
+    """Changes instances, one transaction for each change."""
+
+    def __init__(self, store: Store, settings: Settings, clock: Clock = utc_now) -> None:
+        self.store = store
+        self.settings = settings
+        self.clock = clock
+
+    def transact(
+        self,
+        purpose: str,
+        instance_id: str,
+        generation: str,
+        prepare: Callable[[Connection, Instance], Change | None],
+        patience_seconds: float | None = None,
+        on_error: Callable[[BaseException], None] | None = None,
+    ) -> Outbox:
+        """Prepare and write a change of one instance; repeat both when anything it was built on has changed.
+
+        ``on_error`` is told of what went wrong, if it was not merely that.
+        """
+        tried: Change | None = None
+
+        def prepare_once(connection: Connection, instance: Instance) -> tuple[Change | None, Outbox]:
+            nonlocal tried
+            if tried is not None and settling.is_written(connection, instance, tried):
+                # the answer to the COMMIT before was lost: all of it is in the store already
+                return None, tried.outbox
+            tried = prepare(connection, instance)
+            return tried, Outbox()
+
+        def once() -> Outbox:
+            nonlocal tried
+            try:
+                return run()
+            except Conflict:
+                tried = None  # rolled back for certain: what looks like it was written by another
+                raise
+            except Exception as error:
+                if on_error is not None:
+                    on_error(error)
+                raise
+
+        def run() -> Outbox:
+            if self.store.is_sqlite:
+                return self._prepared_outside(purpose, instance_id, generation, prepare_once)
+            with self.store.begin(purpose) as connection:
+                instance = instances.lock_instance(connection, instance_id)
+                if instance is None or instance.generation != generation:
+                    return Outbox()
+                change, outbox = prepare_once(connection, instance)
+                return outbox if change is None else self._write(connection, instance, change)
+
+        patience = self.settings.store_patience if patience_seconds is None else patience_seconds
+        return self.store.retrying(once, patience_seconds=patience)
+
+    def _prepared_outside(
+        self,
+        purpose: str,
+        instance_id: str,
+        generation: str,
+        prepare: Callable[[Connection, Instance], tuple[Change | None, Outbox]],
+    ) -> Outbox:
+        with self.store.read(purpose) as connection:
+            instance = instances.find_instance(connection, instance_id)
+            if instance is None or instance.generation != generation:
+                return Outbox()
+            change, outbox = prepare(connection, instance)
+        if change is None:
+            return outbox
+        with self.store.begin(purpose) as connection:
+            locked = instances.lock_instance(connection, instance_id)
+            if locked is None or (locked.generation, locked.version) != (generation, instance.version):
+                raise Conflict
+            return self._write(connection, locked, change)
+
+    def _write(self, connection: Connection, instance: Instance, change: Change) -> Outbox:
+        for row, values in change.rows.values():
+            # a claim is taken without the instance's lock: whatever is written to a record names its state as read
+            if not history.change_row(connection, row, values):
+                raise Conflict
+        for row, values in change.notes:
+            history.note_on_row(connection, row, values)
+        history.insert_rows(connection, change.new_rows)
+        history.await_rows(connection, instance, change.instance.get("wait_number", instance.wait_number), change.wakes)
+        instances.set_attributes(connection, instance.id, change.attributes)
+        instances.update_instance(connection, instance, change.instance)
+        if change.ends:
+            instances.insert_finish(
+                connection, instance.id, instance.generation, self.later(self.settings.publish_grace)
+            )
+        return change.outbox
+
+    def later(self, seconds: float) -> datetime:
+        return self.clock() + timedelta(seconds=seconds)
