@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from orchestrator import codec
-from orchestrator.core.attempts import AttemptSucceeded, Ended, Standing, judge, late_outcome
+from orchestrator.core.attempts import AttemptLost, AttemptSucceeded, Ended, Standing, judge, late_outcome
 from orchestrator.core.records import Failure, Outcome, State
 from orchestrator.errors import UnknownTask
 from orchestrator.runtime import settling
@@ -105,6 +105,8 @@ class Coordinator(Passes):
         counters = {"failures": verdict.failures, "lost": verdict.lost, "is_in_doubt": verdict.is_in_doubt}
         if verdict.outcome is None:
             values = {**counters, "failure": codec.dump(verdict.failure)}
+            if not isinstance(ended, AttemptLost):
+                values["celery_retries"] = 0  # another attempt of ours has all of the task's own retries
             return self.schedule_again(row, values, verdict.delay_seconds)
         failure = codec.dump(verdict.failure) if verdict.failure else None
         values = {**counters, "state": State.SETTLED, **RELEASED}
