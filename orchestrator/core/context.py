@@ -262,7 +262,7 @@ class Context:
     def compensate(self, signature: Any, *, retry: RetryPolicy | None = None) -> None:
         """Register a compensation by hand, from here on; it gets no result."""
         self._pass.check_live()
-        plan = self._pass.host.read_compensation(signature, retry)
+        plan = self._pass.host.read_compensation(signature, retry, of_step=False)
         self._check_known(plan.name)
         self._pass.register(plan)
 

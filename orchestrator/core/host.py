@@ -34,8 +34,10 @@ class Host(Protocol):
     def check_known(self, name: str) -> None:
         """Refuse a task that nobody knows; asked only for what is not recorded yet, and so not on a replay."""
 
-    def read_compensation(self, compensate: object, retry: RetryPolicy | None = None) -> Compensation:
-        """Read what ``compensate=`` or ``ctx.compensate`` was given."""
+    def read_compensation(
+        self, compensate: object, retry: RetryPolicy | None = None, *, of_step: bool = True
+    ) -> Compensation:
+        """Read what ``compensate=`` was given, or ``ctx.compensate``, which belongs to no step and gets no result."""
 
     def encode(self, value: object, what: str) -> Payload:
         """Encode, or raise ``NotEncodable`` or ``PayloadTooLarge`` naming ``what``."""

@@ -163,8 +163,6 @@ class Pass:
 
     def register(self, compensation: Compensation) -> None:
         """Record a compensation that belongs to no step."""
-        # it belongs to no step, so there is no result to pass, whatever kind of signature it was given as
-        compensation = replace(compensation, passes="nothing")
         command = RegisterCompensation(compensation.name, self.scope.path, compensation)
         node = self.ask(command, settle=lambda: (Outcome.SUCCEEDED, None, None))
         self.scope.batches.append(Batch([node]))

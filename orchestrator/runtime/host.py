@@ -67,17 +67,20 @@ class CeleryHost:
             defaults.timeout_seconds,
         )
 
-    def read_compensation(self, compensate: object, retry: RetryPolicy | None = None) -> Compensation:
-        """Read what ``compensate=`` or ``ctx.compensate`` was given."""
+    def read_compensation(
+        self, compensate: object, retry: RetryPolicy | None = None, *, of_step: bool = True
+    ) -> Compensation:
+        """Read what ``compensate=`` was given, or ``ctx.compensate``, which belongs to no step and gets no result."""
         signature = self._signature(compensate)
         name = signature.task
-        given = () if signature.immutable else (None,)
+        takes_result = of_step and not signature.immutable
+        given = (None,) if takes_result else ()
         self._check_arguments(name, (*given, *signature.args), signature.kwargs)
         limit = self.settings.max_payload_bytes
         return Compensation(
             name,
             codec.encode_arguments(signature.args, signature.kwargs, f"the arguments of {name}", limit),
-            "nothing" if signature.immutable else "result",
+            "result" if takes_result else "nothing",
             self._options(signature),
             self.registry.compensation_retry(name, retry),
         )

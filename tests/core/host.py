@@ -96,9 +96,11 @@ class FakeHost:
         arguments = self._arguments(signature, item)
         return Call(task.name, arguments, signature.options, task.compensation, task.retry, task.timeout_seconds)
 
-    def read_compensation(self, compensate: object, retry: RetryPolicy | None = None) -> Compensation:
+    def read_compensation(
+        self, compensate: object, retry: RetryPolicy | None = None, *, of_step: bool = True
+    ) -> Compensation:
         signature = self._signature(compensate)
-        passes: Literal["result", "nothing"] = "nothing" if signature.immutable else "result"
+        passes: Literal["result", "nothing"] = "result" if of_step and not signature.immutable else "nothing"
         return Compensation(signature.task, self._arguments(signature, ()), passes, signature.options, retry)
 
     def _signature(self, step: object) -> Signature:

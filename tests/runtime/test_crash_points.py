@@ -66,7 +66,7 @@ class Batch:
 
     who: str
     acks_late: bool
-    half: int | None = None  # in the default run a batch that kills whole workers takes every other point
+    half: int  # of the points: a batch takes every other one
 
     @property
     def at_once(self) -> int:
@@ -78,13 +78,13 @@ class Batch:
         return f"{self.who}-{'acks-late' if self.acks_late else 'acks-early'}"
 
     def points(self) -> list[Point]:
-        points = _points(self.who)
-        return points if self.half is None else points[self.half :: 2]
+        return _points(self.who)[self.half :: 2]
 
 
-CHILD_EARLY, CHILD_LATE = Batch("child", False), Batch("child", True)
+# By default each point is hit in each kind of process, with early or with late acks; the storm does the rest.
+CHILD_EARLY, CHILD_LATE = Batch("child", False, 0), Batch("child", True, 1)
 WORKER_EARLY, WORKER_LATE = Batch("worker", False, 0), Batch("worker", True, 1)
-OTHER_EARLY, OTHER_LATE = Batch("worker", False, 1), Batch("worker", True, 0)
+OTHERS = [Batch("child", False, 1), Batch("child", True, 0), Batch("worker", False, 1), Batch("worker", True, 0)]
 
 
 @pytest.fixture(scope="class")
@@ -213,8 +213,26 @@ class TestWorkerDiesWithLateAcks:
 
 
 @pytest.mark.storm
+class TestPoolProcessDiesAtTheOtherPointsWithEarlyAcks:
+    batch = OTHERS[0]
+
+    @every_point(batch)
+    def test_every_effect_is_done_or_undone(self, cluster: Cluster, point: Point) -> None:
+        check(cluster, self.batch, point)
+
+
+@pytest.mark.storm
+class TestPoolProcessDiesAtTheOtherPointsWithLateAcks:
+    batch = OTHERS[1]
+
+    @every_point(batch)
+    def test_every_effect_is_done_or_undone(self, cluster: Cluster, point: Point) -> None:
+        check(cluster, self.batch, point)
+
+
+@pytest.mark.storm
 class TestWorkerDiesAtTheOtherPointsWithEarlyAcks:
-    batch = OTHER_EARLY
+    batch = OTHERS[2]
 
     @every_point(batch)
     def test_every_effect_is_done_or_undone(self, cluster: Cluster, point: Point) -> None:
@@ -223,7 +241,7 @@ class TestWorkerDiesAtTheOtherPointsWithEarlyAcks:
 
 @pytest.mark.storm
 class TestWorkerDiesAtTheOtherPointsWithLateAcks:
-    batch = OTHER_LATE
+    batch = OTHERS[3]
 
     @every_point(batch)
     def test_every_effect_is_done_or_undone(self, cluster: Cluster, point: Point) -> None:
