@@ -19,7 +19,7 @@ demo: .venv/.demo
 	@$(BIN)/python -m tasks.demo $(if $(ORDERS),--orders "$(ORDERS)")
 
 test: .venv/.test
-	$(BIN)/python -m pytest -n 4 --dist=loadscope $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist=loadscope --no-loadscope-reorder $(ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -113,3 +113,26 @@ def redis_url(redis_address: str) -> Iterator[str]:
 def rabbitmq_url() -> str:
     """The running RabbitMQ; all tests share it, so queues need names drawn at random."""
     return find_rabbitmq()
+
+
+# --- order --------------------------------------------------------------------------------------------------------
+
+#: What takes longest begins first, so that no process of pytest-xdist is left with it at the end.
+LONGEST = (
+    "test_crash_points",
+    "test_documents",
+    "test_stores_and_brokers",
+    "test_outages",
+    "test_compose",
+    "test_frozen",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest modules first, and leave the others as they are."""
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.stem
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=rank)
