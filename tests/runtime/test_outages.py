@@ -68,7 +68,8 @@ def test_a_broker_that_is_down_when_a_step_ends_loses_nothing(
     # it is settled and what follows it recorded, though nothing can be published
     wait_until(lambda: len(handle.history()) == 3, "the third step being recorded")
     broker.start()
-    assert handle.get(timeout=40) == ["a", "b", "c"]
+    wait_until(lambda: on_sqlite.supervise() and handle.ready(), "the rest of it", seconds=60)
+    assert handle.get(timeout=0) == ["a", "b", "c"]
     assert on_sqlite.effects.names(handle.id) == ["do a", "do b", "do c"]
 
 
