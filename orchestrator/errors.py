@@ -15,6 +15,7 @@ __all__ = [
     "ContextMisused",
     "EagerModeUnsupported",
     "InputMismatch",
+    "InstanceEnded",
     "InstanceExists",
     "InvalidInput",
     "InvalidInstanceId",
@@ -24,6 +25,7 @@ __all__ = [
     "OrchestratorError",
     "OutcomeUnknown",
     "PayloadTooLarge",
+    "ReceiveTimedOut",
     "ReplaceRefused",
     "ResultMismatch",
     "ResultNeeded",
@@ -37,7 +39,9 @@ __all__ = [
     "UnknownInstance",
     "UnknownTask",
     "UnknownWorkflow",
+    "WorkflowCancelled",
     "WorkflowFailed",
+    "WorkflowUndone",
 ]
 
 
@@ -109,6 +113,14 @@ class UnknownWorkflow(InvalidInput, LookupError):
     def __init__(self, workflow: str) -> None:
         self.workflow = workflow
         super().__init__(f"{workflow!r} is not a registered workflow; decorate it with @orchestrator.workflow")
+
+
+class InstanceEnded(InvalidInput, ValueError):
+    """The instance has ended, and receives no more messages."""
+
+    def __init__(self, instance_id: str) -> None:
+        self.instance_id = instance_id
+        super().__init__(f"instance {instance_id!r} has ended; what is sent to it would never be received")
 
 
 class UnknownInstance(InvalidInput, LookupError):
@@ -213,6 +225,26 @@ class StepWithdrawn(StepFailed):
     """The step was withdrawn before it began."""
 
 
+class ReceiveTimedOut(OrchestratorError, TimeoutError):
+    """No message came in time; one that comes later waits for the next receive."""
+
+    def __init__(self, channel: str, seconds: float) -> None:
+        self.channel, self.seconds = channel, seconds
+        super().__init__(f"no message on {channel!r} within {seconds:g} s")
+
+
+class WorkflowCancelled(BaseException):
+    """Raised once into a workflow that is cancelled, or past its deadline, where it waits.
+
+    Not an ``Exception``, so that ``except Exception`` around a step does not decline it.  Leaving the function (or a
+    scope) it undoes as a failure does; whoever catches it may run steps, and declines it by returning.
+    """
+
+    def __init__(self, reason: str | None = None, *, is_deadline: bool = False) -> None:
+        self.reason, self.is_deadline = reason, is_deadline
+        super().__init__(reason or ("its deadline has passed" if is_deadline else "cancelled"))
+
+
 class StepUndone(OrchestratorError):
     """The result of a step was asked for whose scope has been undone."""
 
@@ -263,6 +295,13 @@ class ResultNeeded(OrchestratorError):
 
 
 # --- raised by handles --------------------------------------------------------------------------------------------
+
+
+class WorkflowUndone(OrchestratorError):
+    """What the instance ended with when its compensations were run after it had completed."""
+
+    def __init__(self) -> None:
+        super().__init__("it had completed, and was undone by request")
 
 
 class WorkflowFailed(OrchestratorError):

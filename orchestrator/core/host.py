@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from orchestrator.core.records import Compensation, Failure, Outcome, Payload
+from orchestrator.core.records import Compensation, Delivery, Failure, Outcome, Payload
 from orchestrator.core.retry import RetryPolicy
 
 
@@ -20,6 +20,8 @@ class Call:
     compensation: Compensation | None = None
     retry: RetryPolicy | None = None
     timeout_seconds: float | None = None
+    is_workflow: bool = False
+    child_id: str | None = None  # of a workflow: the id that its signature asks for
 
 
 class Host(Protocol):
@@ -44,6 +46,15 @@ class Host(Protocol):
 
     def decode(self, payload: Payload, name: str, returns: object) -> Any:
         """Decode the result of ``name``, as ``returns`` unless that is ``None``."""
+
+    def decode_message(self, payload: Payload, returns: object) -> Any:
+        """Decode a message, as ``returns`` unless that is ``None``."""
+
+    def encode_input(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
+        """Encode the input of a workflow function, or refuse what does not fit its parameters."""
+
+    def find_receiver(self, instance_id: str) -> Delivery:
+        """Tell whether an instance can be sent messages; asked only for what is not recorded yet."""
 
     def perform(
         self, function: Callable[..., Any], args: tuple[Any, ...]

@@ -2,8 +2,9 @@
 
 Two sequences make up the history of a run.  The **records** say what the workflow asked for, numbered by ``seq`` from
 0; each keeps the ``after_order`` of the last event that had been delivered when it was asked for.  The **inbox** says
-what came in, numbered by ``order``: outcomes and fired timers (later also messages and cancellation), in the order in
-which they were committed.  A pass replays the function over both; all else follows from them.
+what came in, numbered by ``order``: outcomes, fired timers, messages, cancellation, in the order in which they were
+committed.  A pass replays the function over both; all else follows from them, and so does which message is received by
+whom: they are matched when they are delivered, never by who sends them.
 
 Payloads (arguments, results) are JSON text throughout: what the live run sees is decoded from the very bytes that a
 replay decodes.
@@ -25,11 +26,18 @@ class Kind(StrEnum):
     """What a record asked for."""
 
     STEP = "step"
+    CHILD = "child"
     COMPENSATION = "compensation"
+    UNDO = "undo"
     TIMER = "timer"
+    RECEIVE = "receive"
     LOCAL = "local"
     PATCH = "patch"
     REGISTRATION = "registration"
+    SEND = "send"
+    PUBLISH = "publish"
+    SUBSCRIBE = "subscribe"
+    UNSUBSCRIBE = "unsubscribe"
 
 
 class State(StrEnum):
@@ -39,6 +47,7 @@ class State(StrEnum):
     SCHEDULED = "scheduled"  # may be claimed
     RUNNING = "running"  # an attempt holds the claim
     TIMED_OUT = "timed_out"  # its outcome is known to the workflow, its attempt may still be alive
+    BLOCKED = "blocked"  # it failed where failing blocks the instance: an operator decides
     SETTLED = "settled"
 
 
@@ -49,6 +58,13 @@ class Outcome(StrEnum):
     FAILED = "failed"
     UNKNOWN = "unknown"  # nobody can say whether it took effect
     WITHDRAWN = "withdrawn"  # it never began
+
+
+class Role(StrEnum):
+    """What a step's failure does besides being raised."""
+
+    PIVOT = "pivot"  # the point of no return: unknown, it blocks
+    OPTIONAL = "optional"  # nobody minds: it never blocks
 
 
 class Wake(StrEnum):
@@ -72,7 +88,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Compensation:
-    """The activity that undoes a step, as recorded with it."""
+    """The activity that undoes a step, as recorded with it; for a child, that it is to undo itself."""
 
     name: str
     arguments: Payload = '{"args":[],"kwargs":{}}'
@@ -80,6 +96,7 @@ class Compensation:
     options: dict[str, Any] = field(default_factory=dict)
     retry: RetryPolicy | None = None
     always: bool = False
+    is_child: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +112,29 @@ class ScheduleStep:
     retry: RetryPolicy | None = None
     timeout_seconds: float | None = None
     foreign: bool = False
+    role: Role | None = None
     lane: int | None = None  # the first seq of the map it belongs to
     held: bool = False
     kind = Kind.STEP
+    undoes = None
+
+
+@dataclass(frozen=True, slots=True)
+class StartChild:
+    """Start an instance of another workflow."""
+
+    name: str
+    scope: str
+    arguments: Payload
+    child_id: str
+    options: dict[str, Any] = field(default_factory=dict)
+    compensation: Compensation | None = None
+    timeout_seconds: float | None = None
+    role: Role | None = None
+    is_detached: bool = False
+    lane: int | None = None
+    held: bool = False
+    kind = Kind.CHILD
     undoes = None
 
 
@@ -118,6 +155,18 @@ class RunCompensation:
 
 
 @dataclass(frozen=True, slots=True)
+class UndoChild:
+    """Have the child that ``undoes`` started run its own compensations."""
+
+    name: str
+    scope: str
+    undoes: int
+    lane: int | None = None
+    held: bool = False
+    kind = Kind.UNDO
+
+
+@dataclass(frozen=True, slots=True)
 class StartTimer:
     """Fire after ``seconds``, or at ``at`` (one of them is set)."""
 
@@ -126,6 +175,70 @@ class StartTimer:
     at: datetime | None = None
     name = "timer"
     kind = Kind.TIMER
+    undoes = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenReceive:
+    """Wait for a message on the channel ``name``."""
+
+    name: str
+    scope: str
+    kind = Kind.RECEIVE
+    undoes = None
+
+
+@dataclass(frozen=True, slots=True)
+class SendMessage:
+    """Put a message into the mailbox of another instance; the result says whether there is one (``Delivery``)."""
+
+    name: str
+    scope: str
+    instance_id: str
+    payload: Payload
+    message_id: str | None = None
+    kind = Kind.SEND
+    undoes = None
+
+
+class Delivery(StrEnum):
+    """Whether an instance can be sent messages."""
+
+    DELIVERED = "delivered"
+    UNKNOWN = "unknown"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class PublishMessage:
+    """Give a message to all that subscribed to the channel ``name``, and to one of those that compete for it."""
+
+    name: str
+    scope: str
+    payload: Payload
+    message_id: str | None = None
+    kind = Kind.PUBLISH
+    undoes = None
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """Join the channel ``name``."""
+
+    name: str
+    scope: str
+    mode: Literal["broadcast", "competing"]
+    kind = Kind.SUBSCRIBE
+    undoes = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unsubscribe:
+    """Leave the channel ``name``."""
+
+    name: str
+    scope: str
+    kind = Kind.UNSUBSCRIBE
     undoes = None
 
 
@@ -160,7 +273,20 @@ class RegisterCompensation:
     undoes = None
 
 
-Command = ScheduleStep | RunCompensation | StartTimer | RunLocal | MarkPatched | RegisterCompensation
+#: What somebody else settles; the rest is settled as it is recorded.
+Dispatched = ScheduleStep | StartChild | RunCompensation | UndoChild
+Command = (
+    Dispatched
+    | StartTimer
+    | OpenReceive
+    | SendMessage
+    | PublishMessage
+    | Subscribe
+    | Unsubscribe
+    | RunLocal
+    | MarkPatched
+    | RegisterCompensation
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +316,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A step, compensation or timer has its outcome."""
+    """A step, child, compensation or timer has its outcome."""
 
     order: int
     at: datetime
@@ -206,7 +332,35 @@ class AttemptEnded:
     seq: int
 
 
-Event = Settled | AttemptEnded
+@dataclass(frozen=True, slots=True)
+class MessageTaken:
+    """A message is there."""
+
+    order: int
+    at: datetime
+    channel: str
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequested:
+    """Somebody asked for the instance to be cancelled, or its deadline has passed."""
+
+    order: int
+    at: datetime
+    reason: str | None = None
+    is_deadline: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UndoRequested:
+    """Somebody asked for what the completed instance did to be undone."""
+
+    order: int
+    at: datetime
+
+
+Event = Settled | AttemptEnded | MessageTaken | CancelRequested | UndoRequested
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +374,7 @@ class History:
     records: tuple[Record, ...] = ()
     inbox: tuple[Event, ...] = ()
     seen_order: int | None = None  # the last event that an earlier pass knew of
+    seeds: tuple[tuple[int, str], ...] = ()  # of a fork: (seq, seed): what was drawn from before record ``seq``
 
 
 # --- what a pass decides ------------------------------------------------------------------------------------------
@@ -236,6 +391,7 @@ class NewRecord:
     result: Payload | None = None
     failure: Failure | None = None
     event: Settled | None = None  # it was withdrawn at once: that takes an order like any other outcome
+    message_order: int | None = None  # it received the message of that order at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +402,15 @@ class Withdrawal:
     state: State
     attempt: int
     outcome: Outcome
-    event: Settled | None  # None for a timer: nobody waits for it any more
+    event: Settled | None  # None for a timer or a receive: nobody waits for it any more
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The receive ``seq`` got the message of ``order``."""
+
+    seq: int
+    message: MessageTaken
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +446,21 @@ class Failed:
 
     failure: Failure
     undone: bool
+    is_cancelled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Undone:
+    """The function had returned, and later on its compensations were run."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Recurred:
+    """This run has ended, and the next begins with other input."""
+
+    arguments: Payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +479,7 @@ class Broken:
     failure: Failure
 
 
-Ending = Waiting | Completed | Failed | Diverged | Broken
+Ending = Waiting | Completed | Failed | Undone | Recurred | Diverged | Broken
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,3 +492,5 @@ class Decision:
     not_undone: tuple[NotUndone, ...] = ()
     attributes: dict[str, Any] = field(default_factory=dict)
     progress: str | None = None
+    receipts: tuple[Receipt, ...] = ()
+    cancels: tuple[int, ...] = ()  # records of children that are to be cancelled

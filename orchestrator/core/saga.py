@@ -20,6 +20,7 @@ class Node:
     record: Record
     scope: Scope
     optional: bool = False
+    is_pivot: bool = False
     returns: object = None
     is_settled: bool = False
     is_attempt_alive: bool = False

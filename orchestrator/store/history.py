@@ -20,6 +20,7 @@ from orchestrator.core.records import (
     Outcome,
     Payload,
     Record,
+    Role,
     Settled,
     State,
     Wake,
@@ -98,6 +99,9 @@ class HistoryRow:
     expires_at: datetime | None
     timeout_at: datetime | None
     due_at: datetime | None
+    role: Role | None
+    child_id: str | None
+    is_detached: bool
 
     @property
     def key(self) -> StepKey:
@@ -124,6 +128,7 @@ _ENUMS = [
         ("wake", Wake),
         ("outcome", Outcome),
         ("late_outcome", Outcome),
+        ("role", Role),
     )
 ]
 
@@ -169,6 +174,9 @@ FRESH: dict[str, Any] = {
     "expires_at": None,
     "timeout_at": None,
     "due_at": None,
+    "role": None,
+    "child_id": None,
+    "is_detached": False,
 }
 
 

@@ -66,6 +66,45 @@ class Instance:
     started_at: datetime | None
     last_at: datetime
     ended_at: datetime | None
+    parent_id: str | None
+    parent_generation: str | None
+    parent_run: int | None
+    parent_seq: int | None
+    root_id: str | None
+    parks: bool
+    is_past_pivot: bool
+    blocked_steps: int
+    cancel_order: int | None
+    cancel_at: datetime | None
+    cancel_reason: str | None
+    deadline_at: datetime | None
+    deadline_order: int | None
+    deadline_passed_at: datetime | None
+    undo_order: int | None
+    undo_at: datetime | None
+    undo_seq: int | None
+    run_started_at: datetime | None
+    seeds: Payload | None
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether passes are made: an instance that is blocked for a step goes on with the others."""
+        return self.status in PASSING or (self.status is Status.BLOCKED and self.blocked_steps > 0)
+
+
+#: The statuses in which passes are made.
+PASSING = (Status.PENDING, Status.RUNNING, Status.COMPENSATING)
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The record of another instance whose child an instance is."""
+
+    instance_id: str
+    generation: str
+    run: int
+    seq: int
+    root_id: str
 
 
 _COLUMNS = [instance.c[name] for name in Instance.__slots__]
@@ -88,9 +127,11 @@ def insert_instance(
     request: Payload | None,
     now: datetime,
     pass_due_at: datetime,
+    parent: Parent | None = None,
+    values: Mapping[str, Any] | None = None,
 ) -> bool:
     """Insert a ``PENDING`` instance that owes its first pass; return ``False`` if the id is taken."""
-    values = {
+    fresh = {
         "id": instance_id,
         "generation": generation,
         "workflow": workflow,
@@ -109,10 +150,19 @@ def insert_instance(
         "pass_publications": 0,
         "created_at": now,
         "last_at": now,
+        "parent_id": parent.instance_id if parent else None,
+        "parent_generation": parent.generation if parent else None,
+        "parent_run": parent.run if parent else None,
+        "parent_seq": parent.seq if parent else None,
+        "root_id": parent.root_id if parent else None,
+        "parks": False,
+        "is_past_pivot": False,
+        "blocked_steps": 0,
+        **(values or {}),
     }
     try:
         with connection.begin_nested():
-            connection.execute(insert(instance), values)
+            connection.execute(insert(instance), fresh)
     except exc.IntegrityError:
         return False
     return True

@@ -61,6 +61,10 @@ def _payload() -> Text:
     return Text().with_variant(mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
 
 
+def _counter() -> BigInteger:
+    return BigInteger().with_variant(Integer, "sqlite")  # the only type that SQLite counts up by itself
+
+
 class Words(TypeDecorator[str]):
     """Text for people, from anywhere; what not every database keeps (NUL, lone surrogates) is replaced."""
 
@@ -112,6 +116,31 @@ instance = Table(
     Column("started_at", Instant),
     Column("last_at", Instant, nullable=False),
     Column("ended_at", Instant),
+    # the record of another instance that this one is the child of
+    Column("parent_id", _id(200)),
+    Column("parent_generation", String(32)),
+    Column("parent_run", Integer),
+    Column("parent_seq", Integer),
+    Column("root_id", _id(200)),
+    # what makes a failing step block
+    Column("parks", Boolean, nullable=False),
+    Column("is_past_pivot", Boolean, nullable=False),
+    Column("blocked_steps", Integer, nullable=False),
+    # what came in for the instance as a whole, numbered like the outcomes
+    Column("cancel_order", Integer),
+    Column("cancel_at", Instant),
+    Column("cancel_reason", Words),
+    Column("deadline_at", Instant),
+    Column("deadline_order", Integer),
+    Column("deadline_passed_at", Instant),
+    Column("undo_order", Integer),
+    Column("undo_at", Instant),
+    Column("undo_seq", Integer),  # the parent's record that waits for the undo
+    Column("run_started_at", Instant),
+    Column("seeds", _payload()),  # of a fork: what random numbers were drawn from in the history it shares
+    Index("orchestrator_instance_parent", "parent_id"),
+    Index("orchestrator_instance_deadline", "deadline_at"),
+    Index("orchestrator_instance_ended", "ended_at"),
     Index("orchestrator_instance_pass_due", "pass_due_at"),
     Index("orchestrator_instance_created", "created_at", "id"),
     Index("orchestrator_instance_status", "status", "created_at", "id"),
@@ -140,6 +169,9 @@ history = Table(
     Column("timeout_seconds", Float),
     Column("is_foreign", Boolean, nullable=False),
     Column("lane", Integer),
+    Column("role", String(8)),  # pivot, or optional: its failure blocks at once, or never
+    Column("child_id", _id(200)),
+    Column("is_detached", Boolean, nullable=False),  # a child that its parent's end leaves alone
     # how far it has come
     Column("state", String(12), nullable=False),
     Column("attempt", Integer, nullable=False),
@@ -197,6 +229,74 @@ attribute = Table(
     Column("name", _id(100), primary_key=True),
     Column("value", _id(255), nullable=False),
     Index("orchestrator_attribute_value", "name", "value"),
+)
+
+run = Table(
+    "orchestrator_run",  # those that have ended in recur
+    metadata,
+    Column("instance_id", _id(200), primary_key=True),
+    Column("run", Integer, primary_key=True, autoincrement=False),
+    Column("generation", String(32), nullable=False),
+    Column("input", _payload(), nullable=False),
+    Column("started_at", Instant, nullable=False),
+    Column("ended_at", Instant, nullable=False),
+)
+
+message = Table(
+    "orchestrator_message",
+    metadata,
+    Column("id", _counter(), primary_key=True, autoincrement=True),
+    # within an address the same message_id is delivered once
+    Column("address", _id(310), nullable=False),
+    Column("message_id", _id(200)),
+    # whom it is for; nobody yet where subscribers compete for it
+    Column("instance_id", _id(200)),
+    Column("generation", String(32)),
+    Column("kind", String(8), nullable=False),
+    Column("channel", _id(100), nullable=False),
+    Column("payload", _payload()),
+    Column("sent_at", Instant, nullable=False),
+    # when the instance took notice of it, numbered like the outcomes
+    Column("run", Integer),
+    Column("taken_order", Integer),
+    Column("taken_at", Instant),
+    Column("received_seq", Integer),
+    Column("attempts", Integer, nullable=False),
+    Column("due_at", Instant),
+    Index("orchestrator_message_once", "address", "message_id", unique=True),
+    Index("orchestrator_message_taken", "instance_id", "run", "taken_order"),
+    Index("orchestrator_message_shared", "channel", "instance_id", "id"),
+    Index("orchestrator_message_due", "due_at"),
+)
+
+subscription = Table(
+    "orchestrator_subscription",
+    metadata,
+    Column("instance_id", _id(200), primary_key=True),
+    Column("channel", _id(100), primary_key=True),
+    Column("generation", String(32), nullable=False),
+    Column("mode", String(10), nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Index("orchestrator_subscription_channel", "channel", "mode"),
+)
+
+outbox = Table(
+    "orchestrator_outbox",  # plain Celery tasks that a caller's transaction enqueued
+    metadata,
+    Column("id", _counter(), primary_key=True, autoincrement=True),
+    Column("task_id", _id(255), nullable=False),
+    Column("signature", _payload(), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("due_at", Instant, nullable=False),
+    Index("orchestrator_outbox_due", "due_at"),
+)
+
+purged = Table(
+    "orchestrator_purged",  # ids that no late message may bring back to life
+    metadata,
+    Column("instance_id", _id(200), primary_key=True),
+    Column("purged_at", Instant, nullable=False),
 )
 
 worker = Table(

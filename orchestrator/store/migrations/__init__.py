@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, column, inspect, select, table, text
 from orchestrator.store.tables import VERSION_TABLE, metadata
 
 #: The newest revision under ``versions/``; a test compares.
-HEAD = "0001"
+HEAD = "0002"
 _LOCK = 0x53414741  # "SAGA": the number of PostgreSQL's advisory lock
 
 
