@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, column, inspect, select, table, text
+from sqlalchemy import Connection, Engine, Table, column, inspect, select, table, text
 
 from orchestrator.store.tables import VERSION_TABLE, metadata
 
@@ -43,8 +43,13 @@ def find_revision(connection: Connection) -> str | None:
 def _clear_away(connection: Connection) -> None:
     """Drop the tables that a first migration left when its process was killed: MySQL commits each one by itself."""
     for left in metadata.sorted_tables:
-        if inspect(connection).has_table(left.name) and connection.execute(select(left).limit(1)).first() is None:
+        if inspect(connection).has_table(left.name) and _is_empty(connection, left):
             left.drop(connection)
+
+
+def _is_empty(connection: Connection, left: Table) -> bool:
+    # what it was made by may be older than ``left``: no column of it is named
+    return connection.execute(select(text("1")).select_from(left).limit(1)).first() is None
 
 
 def _run(connection: Connection) -> None:
