@@ -3,17 +3,19 @@
 from orchestrator._version import __version__
 from orchestrator.codec import UndoneStep
 from orchestrator.core.context import Context
-from orchestrator.core.handles import GroupHandle, StepHandle, TimerHandle
+from orchestrator.core.handles import ChildHandle, GroupHandle, MessageHandle, StepHandle, TimerHandle
 from orchestrator.core.retry import RetryPolicy
 from orchestrator.errors import (
     CompensationFailed,
     OrchestratorError,
     OutcomeUnknown,
+    ReceiveTimedOut,
     StepFailed,
     StepTimedOut,
     StepUndone,
     StepUnknown,
     StepWithdrawn,
+    WorkflowCancelled,
     WorkflowFailed,
 )
 from orchestrator.runtime.activity import CurrentStep, current_step
@@ -21,13 +23,16 @@ from orchestrator.runtime.app import Orchestrator, shared_workflow
 from orchestrator.runtime.workflow import WorkflowHandle
 
 __all__ = [
+    "ChildHandle",
     "CompensationFailed",
     "Context",
     "CurrentStep",
     "GroupHandle",
+    "MessageHandle",
     "Orchestrator",
     "OrchestratorError",
     "OutcomeUnknown",
+    "ReceiveTimedOut",
     "RetryPolicy",
     "StepFailed",
     "StepHandle",
@@ -37,6 +42,7 @@ __all__ = [
     "StepWithdrawn",
     "TimerHandle",
     "UndoneStep",
+    "WorkflowCancelled",
     "WorkflowFailed",
     "WorkflowHandle",
     "__version__",

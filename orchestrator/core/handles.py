@@ -1,4 +1,4 @@
-"""What ``ctx.start`` and ``ctx.timer`` return: something to wait for."""
+"""What ``ctx.start``, ``ctx.timer`` and ``ctx.message`` return: something to wait for."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from orchestrator import errors
-from orchestrator.core.passes import Pass
+from orchestrator.core.ending import undo_nodes
+from orchestrator.core.passes import Pass, failure_of
+from orchestrator.core.records import Outcome
 from orchestrator.core.saga import Node
 
-__all__ = ["GroupHandle", "Handle", "StepHandle", "TimerHandle", "leaves"]
+__all__ = ["ChildHandle", "GroupHandle", "Handle", "MessageHandle", "StepHandle", "TimerHandle", "leaves"]
 
 
 class Handle:
@@ -44,7 +46,7 @@ class _Steps(Handle):
         """
         self._pass.check_live()
         failed = min((node for node in self._nodes if node.is_failure), key=lambda node: node.seq, default=None)
-        return None if failed is None else self._pass.failure_of(failed)
+        return None if failed is None else failure_of(failed)
 
     def cancel(self) -> None:
         """Withdraw what has not begun; wait until the attempts of what has have ended, and undo it.
@@ -53,7 +55,7 @@ class _Steps(Handle):
         """
         self._pass.check_live()
         open_nodes = [node for node in self._nodes if not node.is_undone]
-        failed = self._pass.undo_nodes(open_nodes) if open_nodes else ()
+        failed = undo_nodes(self._pass, open_nodes) if open_nodes else ()
         if failed:
             raise errors.CompensationFailed(failed)
 
@@ -78,14 +80,49 @@ class StepHandle(_Steps):
         return f"<StepHandle {self.seq} {self.name}>"
 
 
-class TimerHandle(Handle):
+class ChildHandle(StepHandle):
+    """A child instance that was started."""
+
+    def __init__(self, current: Pass, nodes: Sequence[Node], instance_id: str) -> None:
+        super().__init__(current, nodes)
+        self.instance_id = instance_id
+
+    def __repr__(self) -> str:
+        return f"<ChildHandle {self.seq} {self.name} {self.instance_id}>"
+
+
+class _Awaited(Handle):
+    """What a timer and a message have in common: nothing happens that could be undone."""
+
+    def cancel(self) -> None:
+        """Stop waiting for it."""
+        self._pass.stop_waiting(self._nodes[0])
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._nodes[0].seq}>"
+
+
+class TimerHandle(_Awaited):
     """A timer that was started; its result is ``None``."""
 
     def _value(self) -> None:
         return None
 
-    def __repr__(self) -> str:
-        return f"<TimerHandle {self._nodes[0].seq}>"
+
+class MessageHandle(_Awaited):
+    """The next message on a channel; its result is the message."""
+
+    def ready(self) -> bool:
+        """Tell whether the message is there, and take it if one is; never waits."""
+        self._pass.check_live()
+        self._pass.take(self._nodes[0])
+        return self._nodes[0].is_settled
+
+    def _value(self) -> Any:
+        (node,) = self._nodes
+        if node.outcome is not Outcome.SUCCEEDED:
+            raise errors.ContextMisused(f"the message on {node.record.name!r} was cancelled; nothing will come")
+        return self._pass.host.decode_message(node.record.result or "null", node.returns)
 
 
 class GroupHandle(_Steps):

@@ -7,11 +7,15 @@ over a longer one take the same path further.
 
 A wait that the inbox cannot satisfy **suspends** the pass.  Suspension is sticky: once it was raised, every later call
 of ``ctx`` in the same pass raises it again, so nothing that a ``finally`` or an over-broad ``except`` does afterwards
-has any effect.  Divergence from history and programming errors end a pass in the same way.
+has any effect.  Divergence from history, programming errors and ``recur`` end a pass in the same way.
+
+A message that is delivered goes to the first receive that the wait is for; if there is none, it stays in the mailbox
+until one looks.  A receive that nobody waits for takes nothing, so a handle that was let go loses no message.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
@@ -21,30 +25,38 @@ from orchestrator.core.host import Host
 from orchestrator.core.records import (
     AttemptEnded,
     Broken,
+    CancelRequested,
     Command,
     Compensation,
     Diverged,
-    Event,
     Failure,
     History,
     Kind,
     MarkPatched,
+    MessageTaken,
     NewRecord,
     NotUndone,
     Outcome,
     Payload,
+    Receipt,
     Record,
+    Recurred,
     RegisterCompensation,
-    RunCompensation,
+    Role,
     RunLocal,
     ScheduleStep,
     Settled,
+    StartChild,
     State,
+    UndoRequested,
     Waiting,
     Wake,
     Withdrawal,
 )
-from orchestrator.core.saga import Batch, Node, Scope, compensation_arguments, doubts, undo_waves
+from orchestrator.core.saga import Batch, Node, Scope
+
+#: What settles a command as it is recorded.
+Settlement = tuple[Outcome, Payload | None, Failure | None]
 
 
 class Suspension(BaseException):
@@ -69,6 +81,11 @@ class Wanted:
         ends = seq in self.alone or (self.wake is Wake.FAILURE and node.is_failure)
         self.needed = 0 if ends else self.needed - 1
 
+    def find_receive(self, channel: str) -> Node | None:
+        """Return the first receive on ``channel`` among what the wait is for."""
+        receives = [n for n in self.pending.values() if n.record.kind is Kind.RECEIVE and n.record.name == channel]
+        return min(receives, key=lambda node: node.seq, default=None)
+
     def waiting(self, *, is_compensating: bool, draining: bool) -> Waiting:
         wakes = {seq: Wake.ALONE if seq in self.alone else self.wake for seq in self.pending}
         seqs = tuple(self.pending) if draining else ()
@@ -84,16 +101,23 @@ class Pass:
         self.nodes: list[Node] = []
         self.records: list[NewRecord] = []
         self.withdrawals: list[Withdrawal] = []
+        self.receipts: list[Receipt] = []
+        self.cancels: list[int] = []
         self.not_undone: list[NotUndone] = []
-        self.ending: Waiting | Diverged | Broken | None = None
+        self.ending: Waiting | Recurred | Diverged | Broken | None = None
         self.scope = Scope()
         self.now = history.started_at
         self.order = 0
         self.is_compensating = False
         self.has_compensated = False
         self.is_in_local = False
+        self.is_undo_requested = False
         self.patches: dict[str, bool] = {}
+        self.child_names = frozenset(r.name for r in history.records if r.kind is Kind.CHILD)
         self._delivered = 0
+        self._mailbox: defaultdict[str, deque[MessageTaken]] = defaultdict(deque)
+        self._cancellation: CancelRequested | None = None  # delivered, and not raised yet
+        self._is_past_pivot = False
 
     # --- asking ---------------------------------------------------------------------------------------------------
 
@@ -103,7 +127,7 @@ class Pass:
         *,
         optional: bool = False,
         returns: object = None,
-        settle: Callable[[], tuple[Outcome, Payload | None, Failure | None]] | None = None,
+        settle: Callable[[], Settlement] | None = None,
     ) -> Node:
         """Return the node of the next command, recorded or new; a new one is settled by ``settle``, if given."""
         self.check_live()
@@ -116,7 +140,8 @@ class Pass:
             new = NewRecord(seq, command, self.order, outcome, result, failure)
             self.records.append(new)
             record = _as_record(new)
-        node = Node(record, self.scope, optional=optional, returns=returns)
+        is_pivot = isinstance(command, ScheduleStep | StartChild) and command.role is Role.PIVOT
+        node = Node(record, self.scope, optional=optional, is_pivot=is_pivot, returns=returns)
         if settle is not None:
             node.is_settled, node.outcome = True, record.outcome
         self.nodes.append(node)
@@ -126,6 +151,12 @@ class Pass:
     def is_at_frontier(self) -> bool:
         """Whether the next command is one that no earlier pass has asked for."""
         return len(self.nodes) >= len(self.history.records)
+
+    def check_known(self, name: str) -> None:
+        """Refuse a task that nobody knows."""
+        # what is recorded was known once, and a replay must not depend on which workers happen to be alive
+        if self.is_at_frontier:
+            self.host.check_known(name)
 
     def _compare(self, record: Record, command: Command) -> None:
         recorded = (record.kind, record.name, record.scope, record.undoes)
@@ -148,7 +179,7 @@ class Pass:
     def perform(self, name: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Node:
         """Run a ``ctx.local`` function, or return what it came to the first time."""
 
-        def run() -> tuple[Outcome, Payload | None, Failure | None]:
+        def run() -> Settlement:
             self.is_in_local = True
             try:
                 return self.host.perform(function, args)
@@ -176,7 +207,7 @@ class Pass:
         if self.is_in_local:
             raise errors.ContextMisused("ctx cannot be used inside a function that ctx.local runs")
 
-    def stop(self, ending: Waiting | Diverged | Broken) -> NoReturn:
+    def stop(self, ending: Waiting | Recurred | Diverged | Broken) -> NoReturn:
         self.ending = ending
         raise Suspension
 
@@ -185,11 +216,26 @@ class Pass:
         self.stop(Broken(self.host.describe(error)))
 
     def wait_for(
-        self, nodes: Iterable[Node], count: int | None = None, *, wake: Wake = Wake.COUNT, alone: Iterable[Node] = ()
+        self,
+        nodes: Iterable[Node],
+        count: int | None = None,
+        *,
+        wake: Wake = Wake.COUNT,
+        alone: Iterable[Node] = (),
+        own: Iterable[Node] = (),
+        is_shielded: bool = False,
     ) -> None:
-        """Deliver events until ``count`` of ``nodes`` (``None``: all) have settled, or one of ``alone`` has."""
+        """Deliver events until ``count`` of ``nodes`` (``None``: all) have settled, or one of ``alone`` has.
+
+        A cancellation that is delivered meanwhile is raised here, unless the wait is shielded from it, and the timers
+        and receives that are the wait's ``own`` are withdrawn.
+        """
         self.check_live()
+        if not is_shielded:
+            self.raise_cancellation(own)
         every, single = list(nodes), list(alone)
+        for node in sorted((*every, *single), key=lambda node: node.seq):
+            self.take(node)
         open_nodes = {node.seq: node for node in every if not node.is_settled}
         needed = len(open_nodes) if count is None else count - (len(every) - len(open_nodes))
         if any(node.is_settled for node in single) or (wake is Wake.FAILURE and any(n.is_failure for n in every)):
@@ -197,148 +243,127 @@ class Pass:
         open_nodes.update((node.seq, node) for node in single)
         wanted = Wanted(open_nodes, needed, wake, {node.seq for node in single})
         while wanted.needed > 0:
-            seq = self._deliver_next()
-            if seq is None:
+            if not self.deliver_next(wanted):
                 self.stop(wanted.waiting(is_compensating=self.is_compensating, draining=False))
-            wanted.note(seq)
+            if not is_shielded:
+                self.raise_cancellation(own)
 
-    def _deliver_next(self) -> int | None:
-        """Deliver one event and return the seq it is about; ``None`` when all have been delivered."""
+    def deliver_next(self, wanted: Wanted) -> bool:
+        """Deliver one event to the wait for ``wanted``; ``False`` when all have been delivered."""
         if self._delivered == len(self.history.inbox):
-            return None
+            return False
         event = self.history.inbox[self._delivered]
         self._delivered += 1
+        self.order, self.now = event.order, max(self.now, event.at)
+        match event:
+            case Settled() | AttemptEnded():
+                self._apply(event)
+                wanted.note(event.seq)
+            case MessageTaken():
+                self._hand_over(event, wanted)
+            case CancelRequested():
+                if self._cancellation is None and not self._is_past_pivot:
+                    self._cancellation = event
+            case UndoRequested():
+                self.is_undo_requested = True
+        return True
+
+    def _apply(self, event: Settled | AttemptEnded) -> None:
         if event.seq >= len(self.nodes):
             record = self.history.records[len(self.nodes)]
             recorded = _describe(record.kind, record.name, record.scope, record.undoes)
             self.stop(Diverged(record.seq, recorded, "a wait for something else"))
-        self._apply(event)
-        return event.seq
-
-    def _apply(self, event: Event) -> None:
         node = self.nodes[event.seq]
-        self.order, self.now = event.order, max(self.now, event.at)
-        match event:
-            case Settled():
-                node.is_settled, node.outcome = True, node.record.outcome
-                node.is_attempt_alive = node.record.timed_out
-            case AttemptEnded():
-                node.is_attempt_alive = False
+        if isinstance(event, AttemptEnded):
+            node.is_attempt_alive = False
+            return
+        node.is_settled, node.outcome = True, node.record.outcome
+        node.is_attempt_alive = node.record.timed_out
+        if node.is_pivot and node.outcome is Outcome.SUCCEEDED:
+            self._pass_pivot(node)
 
-    # --- withdrawing and draining ---------------------------------------------------------------------------------
+    def _pass_pivot(self, pivot: Node) -> None:
+        """Let nothing that was started before the pivot be undone any more, nor a cancellation take effect."""
+        self._is_past_pivot, self._cancellation = True, None
+        for scope in self.scope.enclosing():
+            for node in scope.nodes():
+                node.is_committed = node.is_committed or node.seq <= pivot.seq
 
-    def drain(self, nodes: Iterable[Node]) -> None:
-        """Withdraw what has not begun, wait for what has, until no attempt of ``nodes`` can take effect any more."""
-        self.check_live()
-        open_nodes = {node.seq: node for node in nodes if not node.is_closed}
-        wanted = Wanted(open_nodes, len(open_nodes), Wake.CLOSED)
-        while wanted.needed > 0:
-            seq = self._deliver_next()
-            if seq is not None:
-                wanted.note(seq)
-                continue
-            # All that came in is known now.  A withdrawal takes the next order, as if it had come in: a replay then
-            # finds it at just this place.
-            unbegun = [node for node in wanted.pending.values() if self._is_fresh(node) or _is_unbegun(node)]
-            for node in unbegun:
-                self._withdraw(node)
-                wanted.note(node.seq)
-            if not unbegun:
-                self.stop(wanted.waiting(is_compensating=self.is_compensating, draining=True))
+    # --- messages -------------------------------------------------------------------------------------------------
 
-    def _withdraw(self, node: Node) -> None:
+    def _hand_over(self, message: MessageTaken, wanted: Wanted) -> None:
+        receive = wanted.find_receive(message.channel)
+        if receive is None:
+            self._mailbox[message.channel].append(message)
+            return
+        self._receive(receive, message)
+        wanted.note(receive.seq)
+
+    def take(self, node: Node) -> None:
+        """Give a receive that is looked at the first message that waits for one, if there is any."""
+        if node.record.kind is Kind.RECEIVE and not node.is_settled and self._mailbox[node.record.name]:
+            self._receive(node, self._mailbox[node.record.name].popleft())
+
+    def _receive(self, node: Node, message: MessageTaken) -> None:
+        if self.is_fresh(node):
+            index = node.seq - len(self.history.records)
+            self.records[index] = replace(
+                self.records[index], outcome=Outcome.SUCCEEDED, result=message.payload, message_order=message.order
+            )
+        elif node.record.state is not State.SETTLED:
+            self.receipts.append(Receipt(node.seq, message))
+        node.is_settled, node.outcome = True, Outcome.SUCCEEDED
+        node.record = replace(node.record, result=message.payload)
+
+    # --- cancellation ---------------------------------------------------------------------------------------------
+
+    def raise_cancellation(self, own: Iterable[Node] = ()) -> None:
+        """Raise a cancellation that was delivered, once; while the pivot is under way it waits for that."""
+        if self._cancellation is None or any(node.is_pivot and not node.is_settled for node in self.nodes):
+            return
+        event, self._cancellation = self._cancellation, None
+        for node in own:
+            self.stop_waiting(node)
+        raise errors.WorkflowCancelled(event.reason, is_deadline=event.is_deadline)
+
+    # --- withdrawing ----------------------------------------------------------------------------------------------
+
+    def withdraw(self, node: Node) -> None:
+        """Settle a step that has not begun, when all that came in has been delivered.
+
+        It takes the next order, as if it had come in: a replay then finds it at just this place.
+        """
         outcome = _withdrawn_outcome(node.record)
         # at the time of the last event, not of the clock: a replay must tell ctx.now() the same
         self.order += 1
         self._settle_unbegun(node, outcome, Settled(self.order, self.now, node.seq))
         node.is_settled, node.outcome = True, outcome
 
-    def stop_timer(self, node: Node) -> None:
-        """Withdraw a timer that nobody waits for any more."""
+    def stop_waiting(self, node: Node) -> None:
+        """Withdraw a timer or a receive that nobody waits for any more."""
         self.check_live()
-        if node.is_settled or node.record.state is State.SETTLED:
+        if node.is_settled:
             return
-        self._settle_unbegun(node, Outcome.WITHDRAWN, None)
+        if node.record.state is not State.SETTLED:
+            self._settle_unbegun(node, Outcome.WITHDRAWN, None)
+        node.is_settled, node.outcome = True, Outcome.WITHDRAWN
 
-    def _is_fresh(self, node: Node) -> bool:
+    def is_unbegun(self, node: Node) -> bool:
+        """Tell whether no attempt holds the step's claim; of a foreign step nobody can say whether it runs."""
+        if self.is_fresh(node) or node.record.state is State.BLOCKED:
+            return True
+        return node.record.state in (State.HELD, State.SCHEDULED) and not node.record.foreign
+
+    def is_fresh(self, node: Node) -> bool:
         return node.seq >= len(self.history.records)
 
     def _settle_unbegun(self, node: Node, outcome: Outcome, event: Settled | None) -> None:
-        if self._is_fresh(node):
+        if self.is_fresh(node):
             index = node.seq - len(self.history.records)
             self.records[index] = replace(self.records[index], outcome=outcome, event=event)
         else:
             record = node.record
             self.withdrawals.append(Withdrawal(record.seq, record.state, record.attempt, outcome, event))
-
-    # --- ending scopes --------------------------------------------------------------------------------------------
-
-    def end_scope(self, scope: Scope) -> None:
-        """End a scope well: everything in it settles, no failure stays unseen, steps in doubt are undone."""
-        nodes = list(scope.nodes())
-        self.wait_for(nodes)
-        for node in sorted(nodes, key=lambda n: n.seq):
-            if node.is_failure and not (node.is_observed or node.optional or node.is_undone or node.is_taken_on):
-                raise self.failure_of(node)
-        in_doubt = doubts(nodes)
-        if in_doubt:
-            self.drain(in_doubt)
-            doubtful = Scope(scope.path, scope.parallel, batches=[Batch([node]) for node in in_doubt])
-            self._undo_waves(doubtful)
-            for node in in_doubt:
-                node.is_undone = True
-        scope.pass_outward()
-
-    def undo_scope(self, scope: Scope) -> tuple[NotUndone, ...]:
-        """Drain a scope that failed, then undo it.  Return what could not be undone."""
-        self.drain(scope.nodes())
-        failed = self._undo_waves(scope)
-        for node in scope.nodes():
-            node.is_undone = not node.is_committed
-        return failed
-
-    def undo_nodes(self, nodes: list[Node]) -> tuple[NotUndone, ...]:
-        """Drain and undo single steps of a scope that goes on."""
-        self.drain(nodes)
-        failed = self._undo_waves(Scope(self.scope.path, batches=[Batch([node]) for node in nodes]))
-        for node in nodes:
-            node.is_undone, node.is_observed = not node.is_committed, True
-        return failed
-
-    def _undo_waves(self, scope: Scope) -> tuple[NotUndone, ...]:
-        failed: list[NotUndone] = []
-        for wave in undo_waves(scope):
-            undoing = self._ask_wave(wave.nodes, wave.width)
-            self.wait_for(undoing)
-            failed += [self._not_undone(node) for node in undoing if node.is_failure]
-        self.not_undone += failed
-        return tuple(failed)
-
-    def _ask_wave(self, nodes: tuple[Node, ...], width: int | None) -> list[Node]:
-        self.has_compensated = True
-        first = len(self.nodes)
-        undoing = []
-        for index, node in enumerate(nodes):
-            plan = node.record.compensation
-            assert plan is not None
-            command = RunCompensation(
-                plan.name,
-                node.record.scope,
-                undoes=node.seq,
-                arguments=compensation_arguments(plan, node.record, node.outcome),
-                passes=plan.passes,
-                options=plan.options,
-                retry=plan.retry,
-                lane=first if width is not None and width < len(nodes) else None,
-                held=width is not None and index >= width,
-            )
-            undoing.append(self.ask(command))
-        return undoing
-
-    def _not_undone(self, node: Node) -> NotUndone:
-        record = node.record
-        message = f"{record.failure.type}: {record.failure.message}" if record.failure else str(node.outcome)
-        return NotUndone(record.seq, record.undoes if record.undoes is not None else -1, record.name, message)
 
     # --- results --------------------------------------------------------------------------------------------------
 
@@ -350,32 +375,10 @@ class Pass:
             node.is_observed = True
             if node.optional:
                 return None
-            raise self.failure_of(node)
+            raise failure_of(node)
         if node.record.result is None:
             return None
         return self.host.decode(node.record.result, node.record.name, node.returns)
-
-    def failure_of(self, node: Node) -> errors.StepFailed:
-        """Return the exception of a node that did not succeed; it counts as seen from now on."""
-        node.is_observed = True
-        record = node.record
-        if record.timed_out or (record.failure and record.failure.type == "orchestrator.errors.StepTimedOut"):
-            kind: type[errors.StepFailed] = errors.StepTimedOut
-        else:
-            kinds = {Outcome.UNKNOWN: errors.StepUnknown, Outcome.WITHDRAWN: errors.StepWithdrawn}
-            kind = kinds.get(node.outcome or Outcome.FAILED, errors.StepFailed)
-        failure = record.failure or Failure(f"orchestrator.errors.{kind.__name__}", (), _WITHOUT_FAILURE[kind])
-        error: errors.StepFailed = errors.in_class_of(
-            kind,
-            failure.type,
-            failure.bases,
-            seq=node.seq,
-            name=record.name,
-            outcome=str(node.outcome),
-            message=failure.message,
-            traceback=failure.traceback,
-        )
-        return error
 
 
 #: What is said of a step that ended without an exception: withdrawn, or lost.
@@ -385,6 +388,30 @@ _WITHOUT_FAILURE: dict[type[errors.StepFailed], str] = {
     errors.StepUnknown: "nobody can say whether it took effect",
     errors.StepTimedOut: "it did not end in time",
 }
+
+
+def failure_of(node: Node) -> errors.StepFailed:
+    """Return the exception of a node that did not succeed; it counts as seen from now on."""
+    node.is_observed = True
+    record = node.record
+    if record.timed_out or (record.failure and record.failure.type == "orchestrator.errors.StepTimedOut"):
+        kind: type[errors.StepFailed] = errors.StepTimedOut
+    else:
+        kinds = {Outcome.UNKNOWN: errors.StepUnknown, Outcome.WITHDRAWN: errors.StepWithdrawn}
+        kind = kinds.get(node.outcome or Outcome.FAILED, errors.StepFailed)
+    failure = record.failure or Failure(f"orchestrator.errors.{kind.__name__}", (), _WITHOUT_FAILURE[kind])
+    error: errors.StepFailed = errors.in_class_of(
+        kind,
+        failure.type,
+        failure.bases,
+        seq=node.seq,
+        name=record.name,
+        outcome=str(node.outcome),
+        message=failure.message,
+        traceback=failure.traceback,
+    )
+    return error
+
 
 #: What a typo or a missing import in a deploy raises: it must not undo every order in flight.
 PROGRAMMING_ERRORS = (NameError, AttributeError, TypeError, ImportError, RecursionError, MemoryError)
@@ -398,10 +425,12 @@ def is_programming_error(error: BaseException) -> bool:
 def _as_record(new: NewRecord) -> Record:
     command = new.command
     compensation: Compensation | None = None
-    foreign, arguments = False, None
+    foreign, arguments, child_id = False, None, None
     match command:
         case ScheduleStep():
             compensation, foreign, arguments = command.compensation, command.foreign, command.arguments
+        case StartChild():
+            compensation, arguments, child_id = command.compensation, command.arguments, command.child_id
         case RegisterCompensation():
             compensation = command.compensation
         case _:
@@ -420,12 +449,8 @@ def _as_record(new: NewRecord) -> Record:
         compensation=compensation,
         arguments=arguments,
         foreign=foreign,
+        child_id=child_id,
     )
-
-
-def _is_unbegun(node: Node) -> bool:
-    """No attempt holds the step's claim; a foreign step is never withdrawn, nobody could say whether it runs."""
-    return node.record.state in (State.HELD, State.SCHEDULED) and not node.record.foreign
 
 
 def _withdrawn_outcome(record: Record) -> Outcome:

@@ -161,6 +161,7 @@ class UndoChild:
     name: str
     scope: str
     undoes: int
+    child_id: str
     lane: int | None = None
     held: bool = False
     kind = Kind.UNDO
@@ -312,6 +313,7 @@ class Record:
     in_doubt: bool = False  # an attempt was lost, or nobody knows what it did
     foreign: bool = False
     idempotency_key: str = ""
+    child_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -458,9 +460,10 @@ class Undone:
 
 @dataclass(frozen=True, slots=True)
 class Recurred:
-    """This run has ended, and the next begins with other input."""
+    """This run has ended, and the next begins with other input; ``order`` is the last event that was delivered."""
 
     arguments: Payload
+    order: int
 
 
 @dataclass(frozen=True, slots=True)

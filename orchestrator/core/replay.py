@@ -7,9 +7,21 @@ from typing import Any
 
 from orchestrator import errors
 from orchestrator.core.context import Context
+from orchestrator.core.ending import end_scope, undo_scope
 from orchestrator.core.host import Host
-from orchestrator.core.passes import Pass, is_programming_error
-from orchestrator.core.records import Broken, Completed, Decision, Diverged, Ending, Failed, History, Waiting
+from orchestrator.core.passes import Pass, Wanted, is_programming_error
+from orchestrator.core.records import (
+    Broken,
+    Completed,
+    Decision,
+    Diverged,
+    Ending,
+    Failed,
+    History,
+    Undone,
+    UndoRequested,
+)
+from orchestrator.core.saga import Scope
 
 __all__ = ["decide"]
 
@@ -25,7 +37,7 @@ def decide(
     Exceptions that are not ``Exception`` (an interrupted process) go through: such a pass has decided nothing.
     """
     current = Pass(history, host)
-    context = Context(current)
+    context = Context(current, function)
     ending: Ending
     try:
         ending = _run(current, context, function, args, kwargs)
@@ -35,7 +47,7 @@ def decide(
             raise
         ending = current.ending
     asked = len(current.nodes)
-    if asked < len(history.records) and isinstance(ending, Waiting | Completed | Failed):
+    if asked < len(history.records) and not isinstance(ending, Diverged | Broken):
         rest = history.records[asked]
         ending = Diverged(asked, f"{rest.kind} {rest.name}", "nothing more")
     if isinstance(ending, Diverged | Broken):
@@ -48,6 +60,8 @@ def decide(
         tuple(current.not_undone),
         context._attributes,
         context._progress,
+        tuple(current.receipts),
+        tuple(current.cancels),
     )
 
 
@@ -58,18 +72,38 @@ def _run(
     try:
         value = function(context, *args, **kwargs)
         current.check_live()
-        current.end_scope(root)
-    except Exception as error:
+        end_scope(current, root)
+    except (Exception, errors.WorkflowCancelled) as error:
         current.check_live()  # whatever a suspended function raises, the pass is suspended
         if is_programming_error(error):
             current.break_off(error)
-        current.scope = root
-        current.is_compensating = True
-        current.undo_scope(root)
+        _undo_root(current, root)
         # of any scope: the failure of a nested one may have been caught on its way here
-        return Failed(current.host.describe(error), current.has_compensated)
+        return Failed(current.host.describe(error), current.has_compensated, _is_cancelled(error))
     try:
-        return Completed(current.host.encode(value, "the result of the workflow"))
+        result = current.host.encode(value, "the result of the workflow")
     except errors.InvalidInput as error:
         # the work is done and its result cannot be kept: a deploy mends that, undoing it all would not
         current.break_off(error)
+    if not any(isinstance(event, UndoRequested) for event in current.history.inbox):
+        return Completed(result)
+    nothing = Wanted({}, 0)
+    while not current.is_undo_requested:
+        current.deliver_next(nothing)
+    _undo_root(current, root)
+    return Undone(current.host.describe(errors.WorkflowUndone()))
+
+
+def _undo_root(current: Pass, root: Scope) -> None:
+    current.scope = root
+    current.is_compensating = True
+    undo_scope(current, root)
+
+
+def _is_cancelled(error: BaseException | None) -> bool:
+    """Tell whether it was a cancellation that the exception came of: of the two, the first decides."""
+    while error is not None:
+        if isinstance(error, errors.WorkflowCancelled):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

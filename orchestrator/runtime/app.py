@@ -14,17 +14,22 @@ from celery import Celery, signals
 
 from orchestrator import errors
 from orchestrator.core.retry import RetryPolicy
-from orchestrator.runtime import foreign, owner, softlimit
+from orchestrator.runtime import foreign, owner, running, softlimit
 from orchestrator.runtime.activity import StepRunner, wrap
+from orchestrator.runtime.aftermath import Aftermath
+from orchestrator.runtime.change import Outbox
 from orchestrator.runtime.claims import Claims
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.dispatch import ADVANCE, HEADER, Dispatcher
 from orchestrator.runtime.executing import Executing
 from orchestrator.runtime.finishing import Finisher
 from orchestrator.runtime.foreign import ForeignSteps
+from orchestrator.runtime.forks import Forks
 from orchestrator.runtime.heartbeat import Heartbeat, WorkerDescription
 from orchestrator.runtime.host import CeleryHost
 from orchestrator.runtime.known import KnownTasks
+from orchestrator.runtime.lifecycle import Lifecycle
+from orchestrator.runtime.mail import Postman, read_message, send
 from orchestrator.runtime.operator import Operator
 from orchestrator.runtime.poller import Poller
 from orchestrator.runtime.queues import Queues
@@ -44,6 +49,7 @@ from orchestrator.runtime.workflow import (
 from orchestrator.store import instances
 from orchestrator.store.engine import Store
 from orchestrator.store.instances import Instance
+from orchestrator.store.mailbox import NewMail
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -74,15 +80,24 @@ class Orchestrator:
 
     # --- defining -------------------------------------------------------------------------------------------------
 
-    def workflow(self, function: F | None = None, **options: Any) -> Any:
+    def workflow(
+        self,
+        function: F | None = None,
+        *,
+        park: bool = False,
+        deadline: timedelta | None = None,
+        **options: Any,
+    ) -> Any:
         """Make a workflow of ``function(ctx, …)``: a Celery task that is durable from its first step on.
 
-        ``options`` are those of ``app.task`` (``name``, ``queue``, ``priority`` …).  ``async`` and generator functions
-        are refused.
+        ``park``: a step that fails blocks the instance, for an operator to resume it or to let it fail, instead of
+        raising.  ``deadline``: what has not ended so long after it was started is cancelled.  ``options`` are those of
+        ``app.task`` (``name``, ``queue``, ``priority`` …).  ``async`` and generator functions are refused.
         """
         if function is None:
-            return functools.partial(self.workflow, **options)
-        return self.app.task(**workflow_options(function, {"shared": False, **options}))(make_run(function))
+            return functools.partial(self.workflow, park=park, deadline=deadline, **options)
+        own = workflow_options(function, park, deadline, {"shared": False, **options})
+        return self.app.task(**own)(make_run(function))
 
     def compensates(
         self,
@@ -141,6 +156,40 @@ class Orchestrator:
         """
         return self.starter.start(signature, instance_id, on_conflict)
 
+    def send(
+        self,
+        instance_id: str,
+        channel: str,
+        message: Any,
+        *,
+        message_id: str | None = None,
+        missing: Literal["raise", "ignore"] = "raise",
+    ) -> bool:
+        """Send ``message`` to an instance, which keeps it until it receives on ``channel``.
+
+        When this returns the message is recorded.  The same ``message_id`` is delivered once on a channel.  Raises
+        ``UnknownInstance`` or ``InstanceEnded``, or with ``missing="ignore"`` returns ``False``.
+        """
+        running.check_outside_of_passes("a message")
+        payload = read_message(channel, message, message_id, self.settings.max_payload_bytes)
+        new = NewMail(instance_id, channel, payload, message_id)
+        with self.store.begin("send") as connection:
+            is_sent = send(connection, new, missing, self.coordinator)
+        if is_sent:
+            self.dispatcher.deliver(Outbox(wakes=[instance_id]))
+        return is_sent
+
+    def publish(self, channel: str, message: Any, *, message_id: str | None = None) -> None:
+        """Give ``message`` to every instance that has subscribed to ``channel``; of those that compete, to one.
+
+        When this returns it is recorded.  The same ``message_id`` is delivered once on a channel.
+        """
+        running.check_outside_of_passes("a message")
+        payload = read_message(channel, message, message_id, self.settings.max_payload_bytes)
+        with self.store.begin("publish-message") as connection:
+            outbox = self.postman.publish(connection, channel, payload, message_id)
+        self.dispatcher.deliver(outbox)
+
     def get(self, instance_id: str) -> WorkflowHandle:
         """Return the handle of an instance.  Raises ``UnknownInstance``."""
         instance = self.find_instance(instance_id)
@@ -197,7 +246,8 @@ class Orchestrator:
 
     @functools.cached_property
     def workflows(self) -> RegisteredWorkflows:
-        return RegisteredWorkflows(self.app, CeleryHost(self.app, self.registry, KnownTasks(self.store), self.settings))
+        host = CeleryHost(self.app, self.registry, KnownTasks(self.store), self.settings, self.store)
+        return RegisteredWorkflows(self.app, host)
 
     @functools.cached_property
     def coordinator(self) -> Coordinator:
@@ -209,7 +259,19 @@ class Orchestrator:
 
     @functools.cached_property
     def dispatcher(self) -> Dispatcher:
-        return Dispatcher(self.app, self.finisher.on_ended)
+        return Dispatcher(self.app, lambda: self.aftermath)
+
+    @functools.cached_property
+    def postman(self) -> Postman:
+        return Postman(self.coordinator)
+
+    @functools.cached_property
+    def aftermath(self) -> Aftermath:
+        return Aftermath(self.coordinator, self.dispatcher, self.finisher, self.postman)
+
+    @functools.cached_property
+    def lifecycle(self) -> Lifecycle:
+        return Lifecycle(self.coordinator, self.dispatcher)
 
     @functools.cached_property
     def starter(self) -> Starter:
@@ -218,6 +280,10 @@ class Orchestrator:
     @functools.cached_property
     def foreign(self) -> ForeignSteps:
         return ForeignSteps(self.coordinator, self.dispatcher)
+
+    @functools.cached_property
+    def forks(self) -> Forks:
+        return Forks(self.coordinator, self.starter)
 
     @functools.cached_property
     def operator(self) -> Operator:
@@ -239,7 +305,9 @@ class Orchestrator:
     def make_threads(self, worker: Any) -> tuple[Heartbeat, Poller]:
         """Return the threads of a worker; called before its pool forks."""
         self.executing.share()
-        poller = Poller(self.coordinator, self.dispatcher, self.finisher, self.executing, Queues(self.app))
+        poller = Poller(
+            self.coordinator, self.dispatcher, self.finisher, self.executing, Queues(self.app), self.postman
+        )
         describe_worker = functools.partial(self._describe_worker, worker)
         heartbeat = Heartbeat(self.store, self.settings, self.executing, describe_worker)
         signals.task_unknown.connect(poller.note_unregistered, weak=False)
@@ -273,8 +341,10 @@ class Orchestrator:
             self.dispatcher.deliver(self.coordinator.advance(instance_id, generation))
 
 
-def shared_workflow(function: Any = None, **options: Any) -> Any:
+def shared_workflow(
+    function: Any = None, *, park: bool = False, deadline: timedelta | None = None, **options: Any
+) -> Any:
     """Make a workflow for whichever app has an orchestrator; to ``workflow`` what ``shared_task`` is to ``task``."""
     if function is None:
-        return functools.partial(shared_workflow, **options)
-    return celery.shared_task(**workflow_options(function, options))(make_run(function))
+        return functools.partial(shared_workflow, park=park, deadline=deadline, **options)
+    return celery.shared_task(**workflow_options(function, park, deadline, options))(make_run(function))

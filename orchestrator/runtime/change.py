@@ -7,23 +7,46 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.core.records import Wake
-from orchestrator.store.history import HistoryRow
+from orchestrator.core.records import Outcome, Payload, PublishMessage, Subscribe, Unsubscribe, Wake
+from orchestrator.store.history import HistoryRow, StepKey
 from orchestrator.store.instances import Instance
+from orchestrator.store.mailbox import NewMail, TakenMail
 
 
 @dataclass(slots=True)
 class Outbox:
-    """What a commit left to be published."""
+    """What a commit left to be published, and whom to tell of it."""
 
     steps: list[HistoryRow] = field(default_factory=list)
-    owes_pass: Instance | None = None
+    owes_pass: list[Instance] = field(default_factory=list)
     ended: Instance | None = None
+    wakes: list[str] = field(default_factory=list)  # instances that were sent something
+    shared: list[str] = field(default_factory=list)  # channels on which somebody competes for something
 
     def extend(self, other: Outbox) -> None:
         self.steps += other.steps
-        self.owes_pass = other.owes_pass or self.owes_pass
+        self.owes_pass += other.owes_pass
         self.ended = other.ended or self.ended
+        self.wakes += other.wakes
+        self.shared += other.shared
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the end of a child, or of its undoing, is for the record of its parent that waits for it."""
+
+    key: StepKey
+    outcome: Outcome
+    result: Payload | None = None
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StartedChild:
+    """That a record begins the life of another instance, and the queue that serves it."""
+
+    row: HistoryRow
+    queue: str | None
 
 
 @dataclass(slots=True)
@@ -37,6 +60,15 @@ class Change:
     wakes: dict[int, Wake] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
     ends: bool = False
+    taken: list[TakenMail] = field(default_factory=list)
+    receipts: list[tuple[int, int]] = field(default_factory=list)  # order of the message, seq of the receive
+    mail: list[NewMail] = field(default_factory=list)
+    published: list[PublishMessage] = field(default_factory=list)
+    subscriptions: list[Subscribe | Unsubscribe] = field(default_factory=list)
+    unread: list[int] = field(default_factory=list)
+    started_child: StartedChild | None = None
+    ends_run: bool = False
+    report: Report | None = None
     outbox: Outbox = field(default_factory=Outbox)
 
     def change_row(self, row: HistoryRow, values: Mapping[str, Any]) -> None:

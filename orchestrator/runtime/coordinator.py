@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,11 +15,12 @@ from sqlalchemy import Connection
 
 from orchestrator import codec
 from orchestrator.core.attempts import AttemptLost, AttemptSucceeded, Ended, Standing, judge, late_outcome
-from orchestrator.core.records import Failure, Outcome, State
+from orchestrator.core.records import Failure, Kind, Outcome, Role, State
 from orchestrator.errors import UnknownTask
-from orchestrator.runtime import settling
-from orchestrator.runtime.change import Change, Outbox
-from orchestrator.runtime.passes import PASSING, Passes, earliest
+from orchestrator.runtime import blocking, requests, settling
+from orchestrator.runtime.change import Change, Outbox, Report, StartedChild
+from orchestrator.runtime.passes import Passes, earliest
+from orchestrator.runtime.recording import mail_to_undo
 from orchestrator.store import history
 from orchestrator.store.engine import is_transient
 from orchestrator.store.history import HistoryRow, StepKey
@@ -103,6 +105,9 @@ class Coordinator(Passes):
         now = self.clock()
         verdict = judge(_standing(row, now), ended, max_lost=self.settings.max_lost, chance=random.random())  # noqa: S311
         counters = {"failures": verdict.failures, "lost": verdict.lost, "is_in_doubt": verdict.is_in_doubt}
+        is_late = row.state is State.RUNNING and row.is_timed_out  # past its timeout, which blocked the instance
+        if verdict.outcome is None and is_late:
+            verdict = replace(verdict, outcome=Outcome.UNKNOWN if verdict.is_in_doubt else Outcome.FAILED)
         if verdict.outcome is None:
             values = {**counters, "failure": codec.dump(verdict.failure)}
             if not isinstance(ended, AttemptLost):
@@ -178,7 +183,13 @@ class Coordinator(Passes):
         result: str | None,
         failure: str | None,
         makes_pass: bool,
+        *,
+        may_block: bool = True,
     ) -> Change:
+        """Give a record its outcome; where a failing step blocks its instance it is left unsettled instead."""
+        if may_block and blocking.is_blocking(instance, row, outcome):
+            others = instance.blocked_steps - row.is_blocked
+            return blocking.block(row, values, outcome, failure, others)
         values = {
             **values,
             "outcome": outcome,
@@ -187,6 +198,8 @@ class Coordinator(Passes):
             "settled_order": instance.next_order,
             "settled_at": max(self.clock(), instance.last_at),
         }
+        if row.is_blocked and outcome is Outcome.SUCCEEDED:
+            values["is_timed_out"] = False
         return self._settled(connection, instance, row, values, makes_pass, is_closed=values["state"] is State.SETTLED)
 
     def _settled(
@@ -200,6 +213,8 @@ class Coordinator(Passes):
         is_closed: bool,
     ) -> Change:
         """Write an event of the inbox: count it, let the map's next item go, and make the pass if it is time."""
+        if row.run != instance.run:  # of a child that its parent's run left behind: no replay will see it
+            return Change(rows={row.seq: (row, {**values, "settled_order": None, "late_order": None})})
         waiting = settling.count_down(instance, row, values, is_closed=is_closed)
         if waiting != instance.waiting:
             values["awaited"] = None
@@ -211,22 +226,97 @@ class Coordinator(Passes):
             "last_at": settled.late_at or settled.settled_at,
             "waiting": waiting,
         }
+        if row.role is Role.PIVOT and settled.outcome is Outcome.SUCCEEDED:
+            change.instance["is_past_pivot"] = True
+        if row.is_blocked:
+            blocking.release(instance, row, change, history.list_blocked(connection, instance))
         if settling.frees_place(instance, row, settled.outcome):
             held = history.find_held(connection, row)
             if held is not None:
                 self._let_go(change, held)
         if row.seq < 0:
             settling.conclude_repair(connection, instance, change, settled)
-        elif waiting == 0 and instance.waiting > 0 and instance.status in PASSING:
+        elif waiting == 0 and instance.waiting > 0 and instance.may_pass:
             # after a lost attempt the pass is a message of its own: a pass that kills its process is then counted
             self.make_pass(connection, instance, change, inline=makes_pass and row.lost == 0)
         return change
 
     def _let_go(self, change: Change, held: HistoryRow) -> None:
+        if held.kind is Kind.UNDO:
+            change.change_row(held, {"state": State.SCHEDULED})
+            change.mail.append(mail_to_undo(held))
+            return
         values = self.first_dispatch(held.timeout_seconds, held.message_options, is_foreign=held.is_foreign)
         change.change_row(held, values)
         if values["publications"]:
             change.outbox.steps.append(held.changed(values))
+
+    # --- children -------------------------------------------------------------------------------------------------
+
+    def settle_report(self, connection: Connection, parent: Instance, report: Report) -> Change | None:
+        """Settle the record of a parent that waits for the end of a child, or of its undoing; once."""
+        row = history.find_row(connection, report.key)
+        if row is None or row.state not in (State.SCHEDULED, State.RUNNING, State.TIMED_OUT):
+            return None
+        if row.state is State.TIMED_OUT:
+            values = {
+                "state": State.SETTLED,
+                "late_outcome": report.outcome,
+                "late_result": report.result,
+                "late_order": parent.next_order,
+                "late_at": max(self.clock(), parent.last_at),
+            }
+            return self._settled(connection, parent, row, values, makes_pass=False, is_closed=True)
+        values = {"state": State.SETTLED, **RELEASED}
+        result = report.result if report.outcome is Outcome.SUCCEEDED else None
+        return self.settle(connection, parent, row, values, report.outcome, result, report.failure, makes_pass=False)
+
+    def start_child(self, key: StepKey, dispatch: int, queue: str | None) -> HistoryRow | None:
+        """Begin the life of the child that a record asks for; ``None`` where it has begun, or is not to begin."""
+        begun: HistoryRow | None = None
+
+        def prepare(connection: Connection, _parent: Instance) -> Change | None:
+            nonlocal begun
+            begun = None
+            row = history.find_row(connection, key)
+            if row is None or (row.state, row.dispatch) != (State.SCHEDULED, dispatch):
+                return None
+            values = {
+                "state": State.RUNNING,
+                "attempt": row.attempt + 1,
+                "started_at": self.clock(),
+                **RELEASED,
+                "due_at": row.timeout_at,
+            }
+            change = Change(started_child=StartedChild(row, queue))
+            change.change_row(row, values)
+            begun = row
+            return change
+
+        self.transact("start-child", key.instance_id, key.generation, prepare)
+        return begun
+
+    def end_child_unbegun(self, key: StepKey, failure: Failure) -> Outbox:
+        """Settle a record whose child cannot be started."""
+
+        def prepare(connection: Connection, parent: Instance) -> Change | None:
+            row = history.find_row(connection, key)
+            if row is None or row.state is not State.SCHEDULED:
+                return None
+            values = {"state": State.SETTLED, **RELEASED}
+            text = codec.dump(failure)
+            return self.settle(connection, parent, row, values, Outcome.FAILED, None, text, makes_pass=False)
+
+        return self.transact("settle", key.instance_id, key.generation, prepare)
+
+    def end_report(self, report: Report) -> Outbox:
+        """Settle a parent's record without its child: that one does not exist any more."""
+        return self.transact(
+            "settle",
+            report.key.instance_id,
+            report.key.generation,
+            lambda connection, parent: self.settle_report(connection, parent, report),
+        )
 
     # --- what the clock brings ------------------------------------------------------------------------------------
 
@@ -244,6 +334,18 @@ class Coordinator(Passes):
             return self.settle(connection, instance, row, values, outcome, None, failure, makes_pass=False)
 
         return self.transact("time-out", key.instance_id, key.generation, prepare, POLLER_PATIENCE_SECONDS)
+
+    def pass_deadline(self, instance_id: str, generation: str) -> Outbox:
+        """Cancel an instance whose deadline has passed."""
+
+        def prepare(_connection: Connection, instance: Instance) -> Change | None:
+            if instance.deadline_at is None or instance.deadline_at > self.clock():
+                return None
+            change = Change()
+            requests.pass_deadline(self, instance, change)
+            return change
+
+        return self.transact("deadline", instance_id, generation, prepare, POLLER_PATIENCE_SECONDS)
 
     def give_up_publishing(self, row: HistoryRow, failure: Failure) -> Outbox:
         """Settle a step that was published time and again, and never claimed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, assert_never
 
 from sqlalchemy import Connection
@@ -15,22 +14,22 @@ from orchestrator.core.records import (
     Diverged,
     Failed,
     Kind,
-    NewRecord,
     NotUndone,
     Outcome,
-    RegisterCompensation,
-    RunCompensation,
-    ScheduleStep,
-    StartTimer,
+    Receipt,
+    Recurred,
     State,
+    Undone,
     Waiting,
     Withdrawal,
 )
+from orchestrator.runtime import blocking, requests, settling
 from orchestrator.runtime.change import Change, with_values
+from orchestrator.runtime.recording import insert_records, mail_to_cancel
 from orchestrator.runtime.settling import dump_not_undone, explain, list_not_undone
-from orchestrator.store import history
 from orchestrator.store.history import HistoryRow
 from orchestrator.store.instances import Instance, Status
+from orchestrator.store.mailbox import Mail, TakenMail
 
 if TYPE_CHECKING:
     from orchestrator.runtime.passes import Passes
@@ -41,6 +40,7 @@ def apply_decision(
     connection: Connection,
     instance: Instance,
     rows: dict[int, HistoryRow],
+    mail: list[Mail],
     decision: Decision,
     change: Change,
 ) -> None:
@@ -53,27 +53,7 @@ def apply_decision(
             return
         case _:
             pass
-    events = [
-        *(withdrawal.event for withdrawal in decision.withdrawals if withdrawal.event is not None),
-        *(new.event for new in decision.records if new.event is not None),
-    ]
-    for withdrawal in decision.withdrawals:
-        _withdraw(change, rows[withdrawal.seq], withdrawal)
-    _insert(passes, instance, decision.records, change)
-    change.attributes = decision.attributes
-    change.instance.update(
-        next_seq=instance.next_seq + len(decision.records),
-        next_order=max([instance.next_order, *(event.order + 1 for event in events)]),
-        pass_due_at=None,
-        pass_attempts=0,
-        pass_publications=0,
-        refused=None,
-        blocked=None,
-        started_at=instance.started_at or instance.created_at,
-    )
-    change.instance["passed_order"] = change.instance["next_order"] - 1
-    if decision.progress is not None:
-        change.instance["progress"] = decision.progress
+    _record(passes, instance, rows, decision, change)
     not_undone = _merge_not_undone(instance, rows, decision.not_undone)
     change.instance["not_undone"] = dump_not_undone(not_undone)
     match decision.ending:
@@ -84,13 +64,57 @@ def apply_decision(
         case Failed():
             status = _failed_status(decision.ending, not_undone)
             _end(passes, change, instance, rows, status, failure=codec.dump(decision.ending.failure))
+        case Undone():
+            _end_undone(passes, change, instance, rows, decision.ending, not_undone)
+        case Recurred():
+            _recur(passes, change, instance, rows, mail, decision.ending)
         case _:
             assert_never(decision.ending)
+
+
+def _record(
+    passes: Passes, instance: Instance, rows: dict[int, HistoryRow], decision: Decision, change: Change
+) -> None:
+    """Add the records that a pass asked for, and what it made of those that there were."""
+    events = [
+        *(withdrawal.event for withdrawal in decision.withdrawals if withdrawal.event is not None),
+        *(new.event for new in decision.records if new.event is not None),
+    ]
+    for withdrawal in decision.withdrawals:
+        _withdraw(change, rows[withdrawal.seq], withdrawal)
+    for receipt in decision.receipts:
+        _receive(change, rows[receipt.seq], receipt)
+    insert_records(passes, instance, decision.records, change)
+    change.mail += [mail_to_cancel(rows[seq]) for seq in decision.cancels if seq in rows]
+    change.attributes = decision.attributes
+    change.instance.update(
+        next_seq=instance.next_seq + len(decision.records),
+        next_order=max([instance.next_order, *(event.order + 1 for event in events)]),
+        pass_due_at=None,
+        pass_attempts=0,
+        pass_publications=0,
+        refused=None,
+        blocked=None,
+    )
+    change.instance["passed_order"] = change.instance["next_order"] - 1
+    if instance.started_at is None:
+        _begin(passes, instance, change)
+    if decision.progress is not None:
+        change.instance["progress"] = decision.progress
+
+
+def _begin(passes: Passes, instance: Instance, change: Change) -> None:
+    """Note at the first pass what the workflow was declared with: whoever started it may not know its code."""
+    options = passes.workflows.options(instance.workflow)
+    deadline_at = instance.created_at + options.deadline if options.deadline is not None else None
+    change.instance.update(started_at=instance.created_at, parks=options.parks, deadline_at=deadline_at)
 
 
 def _failed_status(ending: Failed, not_undone: list[NotUndone]) -> Status:
     if not_undone:  # what an operator has dealt with is not among them, though the workflow was told that it failed
         return Status.COMPENSATION_FAILED
+    if ending.is_cancelled:
+        return Status.CANCELLED
     return Status.COMPENSATED if ending.undone else Status.FAILED
 
 
@@ -118,6 +142,13 @@ def _withdraw(change: Change, row: HistoryRow, withdrawal: Withdrawal) -> None:
     change.outbox.steps = [step for step in change.outbox.steps if step.seq != row.seq]
 
 
+def _receive(change: Change, row: HistoryRow, receipt: Receipt) -> None:
+    message = receipt.message
+    change.receipts.append((message.order, row.seq))
+    values = {"state": State.SETTLED, "outcome": Outcome.SUCCEEDED, "result": message.payload, "awaited": None}
+    change.change_row(row, {**values, "settled_order": message.order, "settled_at": message.at})
+
+
 def _wait(change: Change, instance: Instance, rows: dict[int, HistoryRow], waiting: Waiting) -> None:
     number = instance.wait_number + 1
     change.instance.update(
@@ -133,6 +164,14 @@ def _wait(change: Change, instance: Instance, rows: dict[int, HistoryRow], waiti
     for seq in waiting.draining:
         if not rows[seq].is_draining:
             change.change_row(rows[seq], {"is_draining": True})
+    blocked = [row for row in (_as_changed(row, change) for row in rows.values()) if row.is_blocked]
+    change.instance["blocked_steps"] = len(blocked)
+    if blocked and not waiting.is_compensating:
+        change.instance.update(status=Status.BLOCKED, blocked=blocking.explain(blocked))
+
+
+def _as_changed(row: HistoryRow, change: Change) -> HistoryRow:
+    return row.changed(change.rows[row.seq][1]) if row.seq in change.rows else row
 
 
 def _end(
@@ -144,105 +183,79 @@ def _end(
     result: str | None = None,
     failure: str | None = None,
 ) -> None:
-    _stop_timers(change, rows)
-    ended_at = max(passes.clock(), change.instance.get("last_at", instance.last_at))
-    change.instance.update(
-        status=status, result=result, failure=failure, waiting=0, ended_at=ended_at, last_at=ended_at
-    )
-    change.ends = True
-    change.outbox.ended = with_values(instance, change.instance)
+    _stop_waiting(change, rows)
+    requests.end(passes, instance, change, status, result=result, failure=failure)
 
 
-def _stop_timers(change: Change, rows: dict[int, HistoryRow]) -> None:
-    """Withdraw the timers that nobody has waited for: left as they are, they would be due for ever."""
+def _end_undone(
+    passes: Passes,
+    change: Change,
+    instance: Instance,
+    rows: dict[int, HistoryRow],
+    ending: Undone,
+    not_undone: list[NotUndone],
+) -> None:
+    """End an instance for the second time: Celery was told its result, and is told nothing more."""
+    _stop_waiting(change, rows)
+    status = Status.COMPENSATION_FAILED if not_undone else Status.COMPENSATED
+    requests.end(passes, instance, change, status, failure=codec.dump(ending.failure))
+    change.ends, change.outbox.ended, change.report = False, None, None
+    if instance.undo_seq is not None:
+        change.report = requests.report_undone(with_values(instance, change.instance), instance.undo_seq)
+
+
+def _stop_waiting(change: Change, rows: dict[int, HistoryRow]) -> None:
+    """Withdraw the timers and receives that nobody has waited for: a timer would be due for ever."""
     stopped = {"state": State.SETTLED, "outcome": Outcome.WITHDRAWN, "due_at": None}
     for row in rows.values():
-        if row.kind is Kind.TIMER and row.state is State.SCHEDULED:
+        if row.kind in _WAITS and _as_changed(row, change).state is State.SCHEDULED:
             change.change_row(row, stopped)
     for new in change.new_rows:
-        if new["kind"] is Kind.TIMER and new["state"] is State.SCHEDULED:
+        if new["kind"] in _WAITS and new["state"] is State.SCHEDULED:
             new.update(stopped)
 
 
-# --- new records --------------------------------------------------------------------------------------------------
+_WAITS = (Kind.TIMER, Kind.RECEIVE)
 
 
-def _insert(passes: Passes, instance: Instance, records: tuple[NewRecord, ...], change: Change) -> None:
-    for new in records:
-        row = _new_row(passes, instance, new)
-        change.new_rows.append(row)
-        is_published = row["state"] is State.SCHEDULED and row.get("publications", 0) > 0
-        if is_published and new.command.kind is not Kind.TIMER:
-            change.outbox.steps.append(HistoryRow(**{**history.FRESH, **row}))
+def _recur(
+    passes: Passes,
+    change: Change,
+    instance: Instance,
+    rows: dict[int, HistoryRow],
+    mail: list[Mail],
+    ending: Recurred,
+) -> None:
+    """Begin the next run: what was not received, and a cancellation that was not delivered, are there for it."""
+    _stop_waiting(change, rows)
+    now = max(passes.clock(), change.instance.get("last_at", instance.last_at))
+    received = {order for order, _seq in change.receipts}
+    unread = [each for each in mail if each.received_seq is None and each.taken_order not in received]
+    change.taken = [TakenMail(each.id, instance.run + 1, order, now) for order, each in enumerate(unread, 1)]
+    change.ends_run = True
+    change.instance.update(
+        run=instance.run + 1,
+        input=ending.arguments,
+        next_seq=0,
+        waiting=0,
+        wait_number=instance.wait_number + 1,
+        passed_order=None,
+        blocked_steps=0,
+        is_past_pivot=False,
+        mail=len(unread),
+        run_started_at=now,
+        last_at=now,
+        seeds=None,
+        status=Status.RUNNING,
+    )
+    _carry_cancellation(change, instance, ending, len(unread) + 1)
+    settling.owe_pass(instance, change, passes.later(passes.settings.publish_grace))
 
 
-def _new_row(passes: Passes, instance: Instance, new: NewRecord) -> dict[str, Any]:
-    command = new.command
-    now = max(passes.clock(), instance.last_at)
-    row: dict[str, Any] = {
-        "instance_id": instance.id,
-        "generation": instance.generation,
-        "run": instance.run,
-        "seq": new.seq,
-        "kind": command.kind,
-        "name": command.name,
-        "scope": command.scope,
-        "undoes": command.undoes,
-        "after_order": new.after_order,
-        "scheduled_at": now,
-    }
-    match command:
-        case ScheduleStep():
-            row |= {
-                "arguments": command.arguments,
-                "options": codec.encode(command.options, "the options") if command.options else None,
-                "compensation": codec.dump(command.compensation) if command.compensation else None,
-                "inherits_compensation": command.inherits_compensation,
-                "retry": codec.dump(command.retry) if command.retry else None,
-                "timeout_seconds": command.timeout_seconds,
-                "is_foreign": command.foreign,
-                "lane": command.lane,
-            }
-        case RunCompensation():
-            row |= {
-                "arguments": command.arguments,
-                "options": codec.encode(command.options, "the options") if command.options else None,
-                "passes": command.passes,
-                "retry": codec.dump(command.retry) if command.retry else None,
-                "lane": command.lane,
-            }
-        case RegisterCompensation():
-            row["compensation"] = codec.dump(command.compensation)
-        case _:
-            pass
-    return row | _standing_of(passes, new, now)
-
-
-def _standing_of(passes: Passes, new: NewRecord, now: datetime) -> dict[str, Any]:
-    command = new.command
-    if new.outcome is not None:
-        return {
-            "state": State.SETTLED,
-            "outcome": new.outcome,
-            "result": new.result,
-            "failure": codec.dump(new.failure) if new.failure else None,
-            "settled_order": new.event.order if new.event else None,
-            "settled_at": new.event.at if new.event else now,
-        }
-    match command:
-        case StartTimer():
-            return {"state": State.SCHEDULED, "due_at": _fires_at(command, now)}
-        case ScheduleStep() | RunCompensation():
-            if command.held:
-                return {"state": State.HELD}
-            if isinstance(command, RunCompensation):
-                return passes.first_dispatch(None, command.options)
-            return passes.first_dispatch(command.timeout_seconds, command.options, is_foreign=command.foreign)
-        case _:
-            raise AssertionError(f"{command.kind} is settled when it is recorded")
-
-
-def _fires_at(timer: StartTimer, now: datetime) -> datetime:
-    if timer.at is not None:
-        return timer.at
-    return now + timedelta(seconds=timer.seconds or 0)
+def _carry_cancellation(change: Change, instance: Instance, ending: Recurred, order: int) -> None:
+    change.instance.update(cancel_order=None, deadline_order=None, next_order=order)
+    requested = [("cancel_order", instance.cancel_order), ("deadline_order", instance.deadline_order)]
+    for name, was in sorted(requested, key=lambda each: each[1] or 0):
+        if was is not None and was > ending.order:
+            change.instance.update({name: order, "next_order": order + 1})
+            order += 1

@@ -3,15 +3,18 @@ published again by the poller, a doubled one finds its dispatch claimed."""
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 from celery import Celery
 from kombu.exceptions import KombuError
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator import codec
+from orchestrator.core.records import Kind
+from orchestrator.errors import StoreUnreachable
 from orchestrator.runtime.change import Outbox
 from orchestrator.store.history import HistoryRow, StepKey
 from orchestrator.store.instances import Instance, OwedPass
@@ -19,6 +22,7 @@ from orchestrator.store.instances import Instance, OwedPass
 logger = logging.getLogger("orchestrator")
 
 HEADER = "orchestrator"
+START_HEADER = "orchestrator_start"
 ADVANCE = "orchestrator.advance"
 FOREIGN_SUCCEEDED, FOREIGN_FAILED = "orchestrator.foreign_succeeded", "orchestrator.foreign_failed"
 
@@ -47,31 +51,81 @@ def read_header(header: Any) -> tuple[StepKey, int]:
     return key, int(header["dispatch"])
 
 
+class Follower(Protocol):
+    """What follows a commit besides publishing; see ``aftermath``."""
+
+    def on_ended(self, instance: Instance) -> None: ...
+
+    def wake(self, instance_id: str) -> Outbox: ...
+
+    def hand_out(self, channel: str) -> Outbox: ...
+
+    def start_child(self, row: HistoryRow) -> Outbox: ...
+
+
 class Dispatcher:
     """Publishes what was committed."""
 
-    def __init__(self, app: Celery, on_ended: Callable[[Instance], None]) -> None:
+    def __init__(self, app: Celery, follower: Callable[[], Follower]) -> None:
         self.app = app
-        self._on_ended = on_ended
+        self._follower = follower
 
     def deliver(self, outbox: Outbox) -> None:
-        """Publish all of ``outbox``.
+        """Publish all of ``outbox``, and do what else follows from the commit.
 
         It is committed, so nothing here may fail the task that brought it about: the poller does again whatever does
         not succeed.
         """
-        try:
-            for row in outbox.steps:
-                self.publish_step(row)
-            if outbox.owes_pass is not None:
-                owed = outbox.owes_pass
-                self.publish_advance(owed.id, owed.generation, owed.queue)
-            if outbox.ended is not None:
-                self._on_ended(outbox.ended)
-        except (OSError, KombuError, SQLAlchemyError) as error:
-            logger.warning("could not publish, the poller will: %r", error)
-        except Exception:
-            logger.exception("could not publish, the poller will try")
+        waiting = [outbox]
+        while waiting:
+            each = waiting.pop()
+            for do in self._list_deeds(each):
+                try:
+                    following = do()
+                except (OSError, KombuError, SQLAlchemyError, StoreUnreachable) as error:
+                    logger.warning("could not publish, the poller will: %r", error)
+                    return
+                except Exception:
+                    logger.exception("could not publish, the poller will try")
+                else:
+                    waiting += [following] if following is not None else []
+
+    def _list_deeds(self, outbox: Outbox) -> Iterator[Callable[[], Outbox | None]]:
+        follower = self._follower
+        for row in outbox.steps:
+            yield functools.partial(self.send_out, row)
+        for owed in outbox.owes_pass:
+            yield functools.partial(self.publish_advance, owed.id, owed.generation, owed.queue)
+        if outbox.ended is not None:
+            yield functools.partial(follower().on_ended, outbox.ended)
+        for instance_id in dict.fromkeys(outbox.wakes):
+            yield functools.partial(follower().wake, instance_id)
+        for channel in dict.fromkeys(outbox.shared):
+            yield functools.partial(follower().hand_out, channel)
+
+    def send_out(self, row: HistoryRow) -> Outbox | None:
+        """Publish the message of a step, or start the child that a record asks for."""
+        if row.kind is Kind.CHILD:
+            return self._follower().start_child(row)
+        self.publish_step(row)
+        return None
+
+    def publish_start_of_child(self, row: HistoryRow, generation: str) -> None:
+        """Publish the start task of a child instance that has been recorded."""
+        args, kwargs = codec.plain_arguments(row.arguments or codec.encode_arguments((), {}, ""))
+        options = {key: value for key, value in row.message_options.items() if key not in _COLUMNS}
+        options |= {
+            "task_id": row.child_id,
+            "root_id": row.instance_id,
+            "parent_id": row.instance_id,
+            "headers": {**options.get("headers", {}), START_HEADER: {"generation": generation}},
+            "add_to_parent": False,
+        }
+        task = self.app.tasks.get(row.name)
+        if task is None:
+            self.app.send_task(row.name, args, kwargs, **options)
+        else:
+            task.apply_async(args, kwargs, **options)
 
     def publish_step(self, row: HistoryRow) -> None:
         args, kwargs = codec.plain_arguments(row.arguments or codec.encode_arguments((), {}, ""))

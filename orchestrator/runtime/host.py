@@ -13,11 +13,14 @@ from celery.canvas import Signature, maybe_signature
 
 from orchestrator import codec, errors
 from orchestrator.core.host import Call
-from orchestrator.core.records import Compensation, Failure, Outcome, Payload
+from orchestrator.core.records import Compensation, Delivery, Failure, Outcome, Payload
 from orchestrator.core.retry import RetryPolicy
 from orchestrator.runtime.dispatch import check_arguments
+from orchestrator.runtime.inputs import check_instance_id, encode_input, is_workflow
+from orchestrator.runtime.mail import find_receiver
 from orchestrator.runtime.registry import Registry
 from orchestrator.runtime.settings import Settings
+from orchestrator.store.engine import Store
 
 if TYPE_CHECKING:
     from orchestrator.runtime.known import KnownTasks
@@ -37,8 +40,9 @@ _MOMENTS = {"countdown", "eta", "expires"}
 class CeleryHost:
     """What ``decide()`` asks; one for all passes of an app."""
 
-    def __init__(self, app: Celery, registry: Registry, known: KnownTasks, settings: Settings) -> None:
+    def __init__(self, app: Celery, registry: Registry, known: KnownTasks, settings: Settings, store: Store) -> None:
         self.app = app
+        self.store = store
         self.registry = registry
         self.known = known
         self.settings = settings
@@ -58,6 +62,9 @@ class CeleryHost:
         args = (*item, *signature.args)
         self._check_arguments(name, args, signature.kwargs)
         defaults = self.registry.find_defaults(name)
+        task = self.app.tasks.get(name)
+        if is_workflow(task) or (task is None and self.known.is_workflow(name)):
+            return self._read_child(signature, task, args)
         return Call(
             name,
             codec.encode_arguments(args, signature.kwargs, f"the arguments of {name}", self.settings.max_payload_bytes),
@@ -67,12 +74,30 @@ class CeleryHost:
             defaults.timeout_seconds,
         )
 
+    def _read_child(self, signature: Any, task: Any, args: tuple[Any, ...]) -> Call:
+        name, limit = signature.task, self.settings.max_payload_bytes
+        if task is not None:
+            arguments = task.encode_input(args, signature.kwargs)
+        else:
+            arguments = codec.encode_arguments(args, signature.kwargs, f"the input of {name}", limit)
+        child_id = signature.options.get("task_id")
+        return Call(
+            name,
+            arguments,
+            self._options(signature),
+            self.registry.find_plan(name),
+            is_workflow=True,
+            child_id=None if child_id is None else check_instance_id(child_id),
+        )
+
     def read_compensation(
         self, compensate: object, retry: RetryPolicy | None = None, *, of_step: bool = True
     ) -> Compensation:
         """Read what ``compensate=`` was given, or ``ctx.compensate``, which belongs to no step and gets no result."""
         signature = self._signature(compensate)
         name = signature.task
+        if is_workflow(self.app.tasks.get(name)):
+            raise errors.ContextMisused(f"{name} is a workflow; a compensation is a task")
         takes_result = of_step and not signature.immutable
         given = (None,) if takes_result else ()
         self._check_arguments(name, (*given, *signature.args), signature.kwargs)
@@ -93,9 +118,6 @@ class CeleryHost:
             raise errors.ContextMisused(f"a step is a Celery signature (or a task without arguments), not {step!r}")
         if signature.subtask_type:
             raise errors.ContextMisused(f"a {signature.subtask_type} cannot be a step; run its tasks one by one")
-        task = self.app.tasks.get(signature.task)
-        if getattr(task, "is_workflow", False):
-            raise errors.ContextMisused(f"{signature.task} is a workflow; workflows cannot be steps")
         return signature
 
     def check_known(self, name: str) -> None:
@@ -105,7 +127,7 @@ class CeleryHost:
 
     def _check_arguments(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         task = self.app.tasks.get(name)
-        if task is not None:
+        if task is not None and not is_workflow(task):
             check_arguments(task, args, kwargs)
 
     def _options(self, signature: Any) -> dict[str, Any]:
@@ -129,7 +151,21 @@ class CeleryHost:
         if returns is not None:
             return codec.decode(payload, returns)
         task = self.app.tasks.get(name)
-        return codec.decode_leniently(payload, None if task is None else codec.annotations_of(task.run).returns)
+        function = getattr(task, "function", None) or getattr(task, "run", None)
+        return codec.decode_leniently(payload, None if function is None else codec.annotations_of(function).returns)
+
+    def decode_message(self, payload: Payload, returns: object) -> Any:
+        """Decode a message, as ``returns`` unless that is ``None``."""
+        return codec.decode(payload) if returns is None else codec.decode(payload, returns)
+
+    def encode_input(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
+        """Encode the input of a workflow function, or refuse what does not fit its parameters."""
+        return encode_input(function, function.__qualname__, args, kwargs, self.settings.max_payload_bytes)
+
+    def find_receiver(self, instance_id: str) -> Delivery:
+        """Tell whether an instance can be sent messages."""
+        with self.store.read("find-receiver") as connection:
+            return find_receiver(connection, instance_id)
 
     def returns_of(self, function: Callable[..., Any]) -> object:
         """Return the type that a function says it returns."""

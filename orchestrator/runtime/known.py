@@ -16,14 +16,28 @@ class KnownTasks:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._tasks: frozenset[str] = frozenset()
+        self._workflows: frozenset[str] = frozenset()
         self._read_at = -self.refresh_seconds
 
     def on_live_worker(self, task: str) -> bool:
-        if task not in self._tasks and time.monotonic() - self._read_at > self.refresh_seconds:
+        if task not in self._tasks:
             try:
-                with self._store.read("known-tasks") as connection:
-                    self._tasks = frozenset(name for w in workers.list_workers(connection) for name in w.tasks)
+                self._read()
             except Exception:
                 return True  # nobody can say; a worker that does not know it will
-            self._read_at = time.monotonic()
         return task in self._tasks
+
+    def is_workflow(self, name: str) -> bool:
+        """Tell whether a live worker has a workflow of that name."""
+        if name not in self._tasks:
+            self._read()
+        return name in self._workflows
+
+    def _read(self) -> None:
+        if time.monotonic() - self._read_at <= self.refresh_seconds:
+            return
+        with self._store.read("known-tasks") as connection:
+            live = workers.list_workers(connection)
+        self._tasks = frozenset(name for worker in live for name in worker.tasks)
+        self._workflows = frozenset(name for worker in live for name in worker.workflows)
+        self._read_at = time.monotonic()

@@ -12,6 +12,7 @@ from orchestrator.runtime import settling
 from orchestrator.runtime.change import Change
 from orchestrator.runtime.coordinator import RELEASED, Coordinator
 from orchestrator.runtime.dispatch import Dispatcher
+from orchestrator.runtime.recording import mail_to_undo
 from orchestrator.store import history
 from orchestrator.store.history import HistoryRow, StepKey
 from orchestrator.store.instances import Instance
@@ -31,7 +32,7 @@ class Operator:
 
         def prepare(connection: Connection, locked: Instance) -> Change:
             row = self._find_compensation(connection, locked, seq)
-            if row.state is State.SCHEDULED:
+            if row.state is State.SCHEDULED and row.kind is Kind.COMPENSATION:
                 return self.coordinator.schedule_again(row, {}, 0.0)
             self._check_failed(locked, row)
             return self._repeat(connection, locked, row)
@@ -68,7 +69,7 @@ class Operator:
         """Return the compensation recorded as ``seq``, or the one that undoes step ``seq``."""
         key = StepKey(instance.id, instance.generation, instance.run, seq)
         row = history.find_row(connection, key)
-        if row is not None and row.kind is not Kind.COMPENSATION:
+        if row is not None and row.kind not in (Kind.COMPENSATION, Kind.UNDO):
             row = history.find_undoing(connection, key)
         if row is None:
             raise errors.InvalidOperation(f"{instance.id} has no compensation {seq}, and none that undoes step {seq}")
@@ -97,7 +98,7 @@ class Operator:
             "generation": instance.generation,
             "run": instance.run,
             "seq": seq,
-            "kind": Kind.COMPENSATION,
+            "kind": row.kind,
             "name": row.name,
             "scope": row.scope,
             "undoes": row.undoes,
@@ -106,9 +107,14 @@ class Operator:
             "options": row.options,
             "passes": row.passes,
             "retry": row.retry,
+            "child_id": row.child_id,
             "scheduled_at": self.coordinator.clock(),
-            **self.coordinator.first_dispatch(None, row.message_options),
         }
+        if row.kind is Kind.UNDO:
+            new["state"] = State.SCHEDULED
+            repeat = HistoryRow(**{**history.FRESH, **new})
+            return Change(new_rows=[new], mail=[mail_to_undo(repeat)])
+        new |= self.coordinator.first_dispatch(None, row.message_options)
         change = Change(new_rows=[new])
         if new["publications"]:
             change.outbox.steps.append(HistoryRow(**{**history.FRESH, **new}))

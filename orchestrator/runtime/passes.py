@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
@@ -16,16 +17,14 @@ from orchestrator.runtime import decisions, settling
 from orchestrator.runtime.change import Change, Outbox, with_values
 from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.transactions import Clock, Transactions, utc_now
-from orchestrator.store import history, workers
+from orchestrator.store import history, mailbox, workers
 from orchestrator.store.engine import Store, is_transient
 from orchestrator.store.history import HistoryRow
 from orchestrator.store.instances import Instance, Status
+from orchestrator.store.mailbox import Mail
 from orchestrator.store.workers import Worker
 
 logger = logging.getLogger("orchestrator")
-
-#: The statuses in which passes are made.
-PASSING = (Status.PENDING, Status.RUNNING, Status.COMPENSATING)
 
 
 class Workflows(Protocol):
@@ -35,7 +34,17 @@ class Workflows(Protocol):
 
     def names(self) -> list[str]: ...
 
-    def decide(self, instance: Instance, rows: list[HistoryRow]) -> Decision: ...
+    def options(self, workflow: str) -> WorkflowOptions: ...
+
+    def decide(self, instance: Instance, rows: list[HistoryRow], mail: list[Mail]) -> Decision: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowOptions:
+    """What ``@orchestrator.workflow`` was given besides what Celery knows."""
+
+    parks: bool = False
+    deadline: timedelta | None = None
 
 
 class Passes(Transactions):
@@ -62,17 +71,18 @@ class Passes(Transactions):
         for row, values in change.rows.values():
             rows[row.seq] = rows.get(row.seq, row).changed(values)
         seen = with_values(instance, change.instance)
-        decision = self.workflows.decide(seen, list(rows.values()))
-        decisions.apply_decision(self, connection, seen, rows, decision, change)
+        mail = mailbox.load_taken(connection, instance.id, instance.run) if seen.mail else []
+        decision = self.workflows.decide(seen, list(rows.values()), mail)
+        decisions.apply_decision(self, connection, seen, rows, mail, decision, change)
 
     def advance(self, instance_id: str, generation: str) -> Outbox:
         """Make the pass that an instance owes.  A second message for the same pass finds nothing to do."""
         begun = self._count_pass(instance_id, generation)
-        if begun is None or begun.status is Status.BLOCKED:
+        if begun is None or begun.pass_due_at is None:
             return Outbox()
 
         def prepare(connection: Connection, instance: Instance) -> Change | None:
-            if instance.pass_due_at is None or instance.status not in PASSING:
+            if instance.pass_due_at is None or not instance.may_pass:
                 return None
             change = Change()
             self.make_pass(connection, instance, change, inline=True)
@@ -90,7 +100,7 @@ class Passes(Transactions):
         reason = settling.explain(Broken(codec.describe_error(error)))
 
         def prepare(connection: Connection, instance: Instance) -> Change | None:
-            if instance.pass_due_at is None or instance.status not in PASSING:
+            if instance.pass_due_at is None or not instance.may_pass:
                 return None
             change = Change()
             self.refuse(connection, instance, reason, change)
@@ -109,6 +119,17 @@ class Passes(Transactions):
         else:
             change.instance.update(status=Status.BLOCKED, pass_due_at=None)
 
+    def _pass_on(self, connection: Connection, instance: Instance, change: Change) -> None:
+        """Have the message sent again for a worker that has the code, or block: there is none."""
+        if any(_serves(worker, instance) for worker in workers.list_workers(connection)):
+            polls = max(1, instance.pass_publications)
+            change.instance = {"pass_due_at": self.later(self.settings.poll_interval * polls)}
+            return
+        reason = (
+            f"no live worker has the workflow {instance.workflow} and serves its queue; it goes on when one is started"
+        )
+        self.refuse(connection, instance, reason, change)
+
     @staticmethod
     def list_refused(instance: Instance) -> list[str]:
         return list(json.loads(instance.refused)) if instance.refused else []
@@ -120,14 +141,12 @@ class Passes(Transactions):
         def prepare(connection: Connection, instance: Instance) -> Change | None:
             nonlocal found
             found = None
-            is_owed = instance.pass_due_at is not None and instance.status in PASSING
+            is_owed = instance.pass_due_at is not None and instance.may_pass
             if not is_owed:
                 return None
             change = Change()
             if not self.workflows.knows(instance.workflow):
-                # the message came to a worker without the code: it is soon sent again, for another to take
-                polls = max(1, instance.pass_publications)
-                change.instance = {"pass_due_at": self.later(self.settings.poll_interval * polls)}
+                self._pass_on(connection, instance, change)
                 return change
             if self.incarnation() in self.list_refused(instance):
                 self.refuse(connection, instance, instance.blocked or "", change)

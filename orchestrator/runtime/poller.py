@@ -24,10 +24,11 @@ from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.dispatch import HEADER, Dispatcher, read_header, task_id_of
 from orchestrator.runtime.executing import Executing, Execution, is_alive, token_of
 from orchestrator.runtime.finishing import Finisher
+from orchestrator.runtime.mail import Postman
 from orchestrator.runtime.observer import Observer
 from orchestrator.runtime.passes import earliest
 from orchestrator.runtime.queues import Queues
-from orchestrator.store import due, history, instances, workers
+from orchestrator.store import due, history, instances, mailbox, workers
 from orchestrator.store.due import DueRecord, HeldClaim
 from orchestrator.store.engine import is_transient
 from orchestrator.store.history import StepKey
@@ -57,6 +58,7 @@ class Poller:
         finisher: Finisher,
         executing: Executing,
         queues: Queues,
+        postman: Postman,
     ) -> None:
         self.coordinator = coordinator
         self.store = coordinator.store
@@ -65,11 +67,12 @@ class Poller:
         self.finisher = finisher
         self.executing = executing
         self.queues = queues
+        self.postman = postman
         self.observer = Observer(self.settings.heartbeat_limit)
         self._interval = min(self.settings.poll_interval, self.settings.heartbeat_limit / 5)
         self._suspects: dict[tuple[str, int], float] = {}
         self._early_at = self._forgot_at = time.monotonic()
-        self._retried_at = -EARLY_SECONDS
+        self._retried_at = self._handed_out_at = -EARLY_SECONDS
         self._unregistered: deque[tuple[StepKey, int]] = deque()
         self._killed: OrderedDict[str, Failure] = OrderedDict()
         self._stopping = threading.Event()
@@ -91,6 +94,9 @@ class Poller:
             self.give_up_stale_workers,
             self.give_up_orphans,
             self.settle_due_records,
+            self.pass_deadlines,
+            self.deliver_mail,
+            self.hand_out_shared,
             self.publish_early,
             self.publish_owed_passes,
             self.finish_ended,
@@ -234,7 +240,9 @@ class Poller:
             row = history.find_row(connection, record.key)
         if row is None or row.state is not State.SCHEDULED or (row.is_foreign and row.publications > 0):
             return
-        if row.publications >= self.settings.max_publications and self.queues.is_empty(self.dispatcher.queue_of(row)):
+        is_step = row.kind is not Kind.CHILD  # a child is started by whoever gets to it, not by a worker that claims it
+        is_capped = is_step and row.publications >= self.settings.max_publications
+        if is_capped and self.queues.is_empty(self.dispatcher.queue_of(row)):
             reason = f"its message was published {row.publications} times and never led to a claim"
             failure = Failure("orchestrator.errors.NeverClaimed", ("builtins.Exception",), reason)
             self.dispatcher.deliver(self.coordinator.give_up_publishing(row, failure))
@@ -249,13 +257,37 @@ class Poller:
         if not taken:
             return
         try:
-            self.dispatcher.publish_step(row)
+            following = self.dispatcher.send_out(row)
         except (OSError, KombuError):
             # a broker that is away must not make it look as if the message came and was never claimed
             soon = now + timedelta(seconds=self.settings.publish_grace)
             with self.store.begin("publish") as connection:
                 due.take_back_publication(connection, row, soon, earliest(soon, row.timeout_at, row.expires_at))
             raise
+        if following is not None:
+            self.dispatcher.deliver(following)
+
+    def pass_deadlines(self) -> None:
+        """Cancel what has not ended in time."""
+        with self.store.read("deadlines") as connection:
+            passed = instances.list_past_deadline(connection, self.coordinator.clock(), BATCH)
+        for instance_id, generation in passed:
+            self.dispatcher.deliver(self.coordinator.pass_deadline(instance_id, generation))
+
+    def deliver_mail(self) -> None:
+        """Tell instances of mail that nobody has told them of."""
+        now = self.coordinator.clock()
+        with self.store.read("due-mail") as connection:
+            receivers = mailbox.list_due_receivers(connection, now, BATCH)
+        for instance_id in receivers:
+            self.dispatcher.deliver(self.postman.wake(instance_id))
+
+    def hand_out_shared(self) -> None:
+        """Give what subscribers compete for to those whose wait was overlooked when it was published."""
+        if time.monotonic() - self._handed_out_at < EARLY_SECONDS:
+            return
+        self._handed_out_at = time.monotonic()
+        self.dispatcher.deliver(self.postman.hand_out(None))
 
     def _backoff(self, publications: int) -> float:
         return float(min(LONGEST_SECONDS, self.settings.publish_grace * BACKOFF**publications))

@@ -14,8 +14,10 @@ from orchestrator import codec, errors
 from orchestrator.core.host import Host
 from orchestrator.core.records import Broken, Decision, Failed
 from orchestrator.core.replay import decide
+from orchestrator.runtime.passes import WorkflowOptions
 from orchestrator.store.history import HistoryRow, as_history
 from orchestrator.store.instances import Instance
+from orchestrator.store.mailbox import Mail
 
 _in_pass: ContextVar[bool] = ContextVar("orchestrator_in_pass", default=False)
 
@@ -38,12 +40,17 @@ class RegisteredWorkflows:
     def names(self) -> list[str]:
         return sorted(name for name, task in self.app.tasks.items() if getattr(task, "is_workflow", False))
 
-    def decide(self, instance: Instance, rows: list[HistoryRow]) -> Decision:
+    def options(self, workflow: str) -> WorkflowOptions:
+        """Return what the workflow was declared with."""
+        task = self.find(workflow)
+        return WorkflowOptions() if task is None else WorkflowOptions(task.parks, task.deadline)
+
+    def decide(self, instance: Instance, rows: list[HistoryRow], mail: list[Mail]) -> Decision:
         """Make a pass of an instance over what it has recorded."""
         task = self.find(instance.workflow)
         if task is None:
             raise errors.UnknownWorkflow(instance.workflow)
-        history = as_history(instance, sorted(rows, key=lambda row: row.seq))
+        history = as_history(instance, sorted(rows, key=lambda row: row.seq), [each.event for each in mail])
         try:
             args, kwargs = codec.decode_arguments(instance.input, codec.annotations_of(task.function), 1, strict=True)
             inspect.signature(task.function).bind(None, *args, **kwargs)

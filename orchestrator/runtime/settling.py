@@ -39,6 +39,11 @@ def count_down(instance: Instance, row: HistoryRow, values: Mapping[str, Any], *
     return instance.waiting - 1
 
 
+def with_waiting(instance: Instance, waiting: int) -> Instance:
+    """Return the instance as it is once more of its wait has been counted."""
+    return with_values(instance, {"waiting": waiting})
+
+
 def frees_place(instance: Instance, row: HistoryRow, outcome: Outcome | None) -> bool:
     """Tell whether the next item of the map that ``row`` belongs to may go."""
     if row.lane is None or row.outcome is not None:  # what timed out has left the lane, whenever its attempt ends
@@ -86,7 +91,7 @@ def explain(ending: Diverged | Broken) -> str:
 def owe_pass(instance: Instance, change: Change, due_at: datetime) -> None:
     """Leave the pass to whoever takes the message about it, or to the poller's."""
     change.instance.update(pass_due_at=due_at, pass_publications=1)
-    change.outbox.owes_pass = with_values(instance, change.instance)
+    change.outbox.owes_pass = [with_values(instance, change.instance)]
 
 
 # --- answers that were lost ---------------------------------------------------------------------------------------

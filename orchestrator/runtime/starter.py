@@ -16,16 +16,15 @@ from sqlalchemy import exc
 from orchestrator import codec, errors
 from orchestrator.runtime import finishing, running
 from orchestrator.runtime.coordinator import Coordinator
-from orchestrator.runtime.dispatch import Dispatcher
+from orchestrator.runtime.dispatch import START_HEADER, Dispatcher
+from orchestrator.runtime.inputs import check_instance_id
 from orchestrator.runtime.running import RegisteredWorkflows
-from orchestrator.runtime.workflow import WorkflowHandle, WorkflowTask, check_instance_id
+from orchestrator.runtime.workflow import WorkflowHandle, WorkflowTask
 from orchestrator.store import instances
 from orchestrator.store.engine import is_transient
 from orchestrator.store.instances import Instance
 
 logger = logging.getLogger("orchestrator")
-
-START_HEADER = "orchestrator_start"
 
 #: How long a start task tries to reach the store before it gives its process back, and after how many poll intervals
 #: it is sent again.
@@ -60,13 +59,24 @@ class Starter:
         if not self._insert(instance_id, generation, task.name, queue, text, request):
             existing = self._existing(instance_id, task.name, text, on_conflict)
             return task.AsyncResult(existing.id)
+        return self.publish(instance_id, generation, task.name, text, options)
+
+    def publish(
+        self, instance_id: str, generation: str, workflow: str, text: str, options: dict[str, Any]
+    ) -> WorkflowHandle:
+        """Publish the start task of an instance that is recorded; if the broker is away, the poller does."""
         args, kwargs = codec.plain_arguments(text)
+        headers = {**options.get("headers", {}), START_HEADER: {"generation": generation}}
+        options = {**options, "headers": headers, "task_id": instance_id}
+        app, task = self.dispatcher.app, self.workflows.find(workflow)
         try:
-            headers = {**options.pop("headers", {}), START_HEADER: {"generation": generation}}
-            task.apply_async(args, kwargs, task_id=instance_id, headers=headers, **options)
+            if task is None:
+                app.send_task(workflow, args, kwargs, **options)
+            else:
+                task.apply_async(args, kwargs, **options)
         except (OSError, KombuError) as error:
             logger.warning("%s is recorded, but could not be published; the poller will: %r", instance_id, error)
-        return task.AsyncResult(instance_id)
+        return WorkflowHandle(instance_id, app=app, task_name=workflow)
 
     def _workflow_of(self, signature: Any) -> WorkflowTask:
         if not isinstance(signature, Signature):

@@ -12,9 +12,10 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import Connection
 
 from orchestrator.runtime import settling
-from orchestrator.runtime.change import Change, Outbox
+from orchestrator.runtime.change import Change, Outbox, Report
 from orchestrator.runtime.settings import Settings
-from orchestrator.store import history, instances
+from orchestrator.runtime.writing import write
+from orchestrator.store import instances
 from orchestrator.store.engine import Conflict, Store
 from orchestrator.store.instances import Instance
 
@@ -102,21 +103,23 @@ class Transactions:
             return self._write(connection, locked, change)
 
     def _write(self, connection: Connection, instance: Instance, change: Change) -> Outbox:
-        for row, values in change.rows.values():
-            # a claim is taken without the instance's lock: whatever is written to a record names its state as read
-            if not history.change_row(connection, row, values):
-                raise Conflict
-        for row, values in change.notes:
-            history.note_on_row(connection, row, values)
-        history.insert_rows(connection, change.new_rows)
-        history.await_rows(connection, instance, change.instance.get("wait_number", instance.wait_number), change.wakes)
-        instances.set_attributes(connection, instance.id, change.attributes)
-        instances.update_instance(connection, instance, change.instance)
-        if change.ends:
-            instances.insert_finish(
-                connection, instance.id, instance.generation, self.later(self.settings.publish_grace)
-            )
+        now = self.clock()
+        write(connection, instance, change, now, self.settings.publish_grace)
+        if change.report is not None:
+            # child before parent: whoever holds a parent's lock never waits for a child's
+            change.outbox.extend(self._report(connection, change.report))
         return change.outbox
+
+    def _report(self, connection: Connection, report: Report) -> Outbox:
+        parent = instances.lock_instance(connection, report.key.instance_id)
+        if parent is None or parent.generation != report.key.generation:
+            return Outbox()
+        change = self.settle_report(connection, parent, report)
+        return Outbox() if change is None else self._write(connection, parent, change)
+
+    def settle_report(self, connection: Connection, parent: Instance, report: Report) -> Change | None:
+        """Return what the end of a child makes of its parent."""
+        raise NotImplementedError
 
     def later(self, seconds: float) -> datetime:
         return self.clock() + timedelta(seconds=seconds)

@@ -7,8 +7,8 @@ import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal
 
 from celery.app.task import Task
 from celery.exceptions import Ignore, TaskRevokedError
@@ -18,6 +18,7 @@ from celery.result import AsyncResult, assert_will_not_block
 from orchestrator import codec, errors
 from orchestrator.core.records import Compensation, Failure, NotUndone
 from orchestrator.runtime import finishing, settling, softlimit
+from orchestrator.runtime.inputs import check_instance_id, encode_input
 from orchestrator.runtime.owner import orchestrator_of
 from orchestrator.store import history, instances
 from orchestrator.store.history import HistoryRow
@@ -56,6 +57,8 @@ class WorkflowTask(Task):
     max_retries = None  # while the store is away
     typing = False
     function: Callable[..., Any]
+    parks = False
+    deadline: timedelta | None = None
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> WorkflowHandle:
         """Send the workflow's start task; arguments of any kind that the codec knows are refused or taken here."""
@@ -77,17 +80,8 @@ class WorkflowTask(Task):
 
     def encode_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """Return the input as it is recorded: bound to the function's parameters, checked against its annotations."""
-        try:
-            bound = inspect.signature(self.function).bind(None, *args, **kwargs)
-        except TypeError as error:
-            raise errors.InputMismatch(self.name, str(error)) from error
         limit = orchestrator_of(self._get_app()).settings.max_payload_bytes
-        text = codec.encode_arguments(bound.args[1:], bound.kwargs, f"the input of {self.name}", limit)
-        try:
-            codec.decode_arguments(text, codec.annotations_of(self.function), 1, strict=True)
-        except errors.ResultMismatch as error:
-            raise errors.InputMismatch(self.name, str(error)) from error
-        return text
+        return encode_input(self.function, self.name, args, kwargs, limit)
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> WorkflowHandle:  # noqa: N802 - the name is Celery's
         """Return the handle of an instance."""
@@ -114,7 +108,9 @@ def make_run(function: Callable[..., Any]) -> Callable[..., None]:
     return run
 
 
-def workflow_options(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+def workflow_options(
+    function: Callable[..., Any], park: bool, deadline: object, options: dict[str, Any]
+) -> dict[str, Any]:
     """Return what ``app.task`` is given to make a workflow of ``function``, or refuse it."""
     if not inspect.isfunction(function):
         raise errors.ContextMisused(f"a workflow is a function, not {function!r}")
@@ -129,19 +125,10 @@ def workflow_options(function: Callable[..., Any], options: dict[str, Any]) -> d
         )
     if not inspect.signature(function).parameters:
         raise errors.ContextMisused(f"{name} takes no arguments; the first one of a workflow is its context")
-    return {**options, "bind": True, "base": WorkflowTask, "function": staticmethod(function)}
-
-
-def check_instance_id(instance_id: object) -> str:
-    if not isinstance(instance_id, str):
-        raise errors.InvalidInstanceId(instance_id, f"it is a {type(instance_id).__name__}, not a string")
-    if not 1 <= len(instance_id) <= 200:
-        raise errors.InvalidInstanceId(instance_id, f"it has {len(instance_id)} characters, 1 to 200 are allowed")
-    if instance_id != instance_id.strip():
-        raise errors.InvalidInstanceId(instance_id, "it begins or ends with a space, which some databases ignore")
-    if not instance_id.isprintable():
-        raise errors.InvalidInstanceId(instance_id, "it has characters that cannot be printed")
-    return instance_id
+    if deadline is not None and not (isinstance(deadline, timedelta) and deadline > timedelta()):
+        raise errors.ConfigurationError(f"the deadline of {name} is {deadline!r}; give a positive timedelta")
+    own = {"bind": True, "base": WorkflowTask, "function": staticmethod(function)}
+    return {**options, **own, "parks": park, "deadline": deadline}
 
 
 # --- what a handle tells ------------------------------------------------------------------------------------------
@@ -166,6 +153,9 @@ class Description:
     started_at: datetime | None
     ended_at: datetime | None
     attributes: dict[str, Any] = field(default_factory=dict)
+    parent_id: str | None = None
+    deadline_at: datetime | None = None
+    cancel_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +196,23 @@ class HistoryEntry:
     scheduled_at: datetime
     started_at: datetime | None
     settled_at: datetime | None
+    child_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunEntry:
+    """A run that has ended in ``recur``; its records are ``handle.history(run)``."""
+
+    run: int
+    args: list[Any]
+    kwargs: dict[str, Any]
+    started_at: datetime
+    ended_at: datetime
+
+
+def run_entry(run: int, text: str, started_at: datetime, ended_at: datetime) -> RunEntry:
+    args, kwargs = codec.plain_arguments(text)
+    return RunEntry(run, list(args), kwargs, started_at, ended_at)
 
 
 def read_statuses(status: str | Iterable[str] | None) -> list[Status] | None:
@@ -235,6 +242,9 @@ def describe(instance: Instance, attributes: dict[str, Any]) -> Description:
         instance.started_at,
         instance.ended_at,
         attributes,
+        instance.parent_id,
+        instance.deadline_at,
+        instance.cancel_reason,
     )
 
 
@@ -262,6 +272,7 @@ def history_entry(row: HistoryRow) -> HistoryEntry:
         row.scheduled_at,
         row.started_at,
         row.settled_at,
+        row.child_id,
     )
 
 
@@ -353,11 +364,66 @@ class WorkflowHandle(AsyncResult):
         with self._orchestrator.store.read("describe") as connection:
             return describe(instance, instances.load_attributes(connection, self.id))
 
-    def history(self) -> list[HistoryEntry]:
-        """Return the records of the present run by ``seq``; an operator's own have numbers below zero."""
+    def history(self, run: int | None = None) -> list[HistoryEntry]:
+        """Return the records of a run (``None``: the present one) by ``seq``; an operator's own are below zero."""
         instance = self._load()
+        number = instance.run if run is None else run
         with self._orchestrator.store.read("history") as connection:
-            return [history_entry(row) for row in history.load_rows(connection, self.id, instance.run)]
+            return [history_entry(row) for row in history.load_rows(connection, self.id, number)]
+
+    def cancel(self, reason: str | None = None, *, terminate: bool = False) -> None:
+        """Ask for the instance to be cancelled: ``WorkflowCancelled`` is raised where it waits, and undoes it.
+
+        A step that has not begun is withdrawn, one under way is left to end (with ``terminate``: its process is ended),
+        and is undone if it took or may have taken effect.  Twice is once.  Raises ``InvalidOperation`` for an instance
+        that has ended otherwise, or is past its pivot.
+        """
+        self._orchestrator.lifecycle.cancel(self._load(), reason, terminate=terminate)
+
+    def terminate(self, reason: str | None = None) -> None:
+        """End the instance where it stands, and its children; nothing is undone."""
+        self._orchestrator.lifecycle.terminate(self._load(), reason)
+
+    def send(
+        self,
+        channel: str,
+        message: Any,
+        message_id: str | None = None,
+        *,
+        missing: Literal["raise", "ignore"] = "raise",
+    ) -> bool:
+        """Send a message to the instance; see ``Orchestrator.send``."""
+        return self._orchestrator.send(self.id, channel, message, message_id=message_id, missing=missing)
+
+    def resume(self) -> None:
+        """Give a ``BLOCKED`` instance another try: its blocked steps another attempt, its code another pass."""
+        self._orchestrator.lifecycle.resume(self._load())
+
+    def fail_step(self, seq: int) -> None:
+        """Let the blocked step ``seq`` raise in the workflow."""
+        self._orchestrator.lifecycle.fail_step(self._load(), seq)
+
+    def undo(self) -> None:
+        """Run the compensations of a completed instance, last step first; twice is one undo.
+
+        It ends ``COMPENSATED``, or ``COMPENSATION_FAILED`` with the list of what could not be undone.
+        """
+        self._orchestrator.lifecycle.undo(self._load())
+
+    def fork(self, seq: int, instance_id: str | None = None, *, owns_compensations: bool = False) -> WorkflowHandle:
+        """Begin a new instance that shares the history before record ``seq``, and goes on from there.
+
+        What that history records is not run again.  The steps in it stay the matter of this instance: the new one does
+        not undo them, unless ``owns_compensations`` is set, which only a ``TERMINATED`` instance allows.  Raises
+        ``InvalidOperation`` where that history is not whole: a step in it had not settled when ``seq`` was asked for.
+        """
+        return self._orchestrator.forks.fork(self._load(), seq, instance_id, owns_compensations)
+
+    def runs(self) -> list[RunEntry]:
+        """Return the runs that have ended in ``recur``, the first one first."""
+        self._load()
+        with self._orchestrator.store.read("runs") as connection:
+            return [run_entry(*row) for row in instances.list_runs(connection, self.id)]
 
     def retry_compensation(self, seq: int) -> None:
         """Run the compensation of step ``seq`` again, which failed or waits for its next attempt.

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, func, select, update
 
 from orchestrator.core.records import Kind, State
 from orchestrator.store.history import Claimant, HistoryRow, StepKey, list_rows
-from orchestrator.store.tables import finish, history, instance, worker
+from orchestrator.store.tables import finish, history, instance, message, worker
 
 _OPEN = (State.RUNNING, State.TIMED_OUT)
 
@@ -106,7 +106,13 @@ def find_next_due(connection: Connection) -> datetime | None:
     """Return the next instant at which there is something to do."""
     moments = [
         connection.execute(select(func.min(column))).scalar()
-        for column in (history.c.due_at, instance.c.pass_due_at, finish.c.due_at)
+        for column in (
+            history.c.due_at,
+            instance.c.pass_due_at,
+            instance.c.deadline_at,
+            message.c.due_at,
+            finish.c.due_at,
+        )
     ]
     return min((moment for moment in moments if moment is not None), default=None)
 

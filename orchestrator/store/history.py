@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, exists, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, exists, insert, or_, select, update
 
 from orchestrator import codec
 from orchestrator.core.records import (
     AttemptEnded,
+    CancelRequested,
     Compensation,
     Event,
     Failure,
     History,
     Kind,
+    MessageTaken,
     Outcome,
     Payload,
     Record,
     Role,
     Settled,
     State,
+    UndoRequested,
     Wake,
 )
 from orchestrator.core.retry import RetryPolicy
@@ -114,6 +118,11 @@ class HistoryRow:
     @property
     def retry_policy(self) -> RetryPolicy | None:
         return codec.load(RetryPolicy, self.retry) if self.retry else None
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether an operator has to decide on it: it failed, or its timeout has passed and an attempt goes on."""
+        return self.state is State.BLOCKED or (self.state is State.RUNNING and self.is_timed_out)
 
     def changed(self, values: Mapping[str, Any]) -> HistoryRow:
         return replace(self, **values)
@@ -235,6 +244,29 @@ def find_held(connection: Connection, row: HistoryRow) -> HistoryRow | None:
     return None if found is None else _row(found)
 
 
+def list_awaited_receives(connection: Connection, waiting: Instance) -> list[HistoryRow]:
+    """Return the receives that an instance waits for and that no message was counted for, by ``seq``."""
+    statement = select(*_COLUMNS).where(
+        history.c.instance_id == waiting.id,
+        history.c.run == waiting.run,
+        history.c.awaited == waiting.wait_number,
+        history.c.kind == Kind.RECEIVE,
+        history.c.state == State.SCHEDULED,
+    )
+    return [_row(row) for row in connection.execute(statement.order_by(history.c.seq))]
+
+
+def list_blocked(connection: Connection, blocked: Instance) -> list[HistoryRow]:
+    """Return the steps that an operator has to decide on, by ``seq``."""
+    timed_out = and_(history.c.state == State.RUNNING, history.c.is_timed_out)
+    statement = select(*_COLUMNS).where(
+        history.c.instance_id == blocked.id,
+        history.c.run == blocked.run,
+        or_(history.c.state == State.BLOCKED, timed_out),
+    )
+    return [_row(row) for row in connection.execute(statement.order_by(history.c.seq))]
+
+
 def find_undoing(connection: Connection, key: StepKey) -> HistoryRow | None:
     """Return the compensation that was scheduled for a step."""
     statement = select(*_COLUMNS).where(
@@ -247,9 +279,10 @@ def find_undoing(connection: Connection, key: StepKey) -> HistoryRow | None:
     return None if found is None else _row(found)
 
 
-def as_history(instance: Instance, rows: Iterable[HistoryRow]) -> History:
+def as_history(instance: Instance, rows: Iterable[HistoryRow], messages: Iterable[MessageTaken] = ()) -> History:
     """Return what ``decide()`` is given: records by ``seq``, and the inbox by ``order``."""
-    records, inbox = [], []
+    records: list[Record] = []
+    inbox: list[Event] = [*messages, *_requests(instance)]
     for row in rows:
         if row.seq < 0:
             continue
@@ -260,11 +293,24 @@ def as_history(instance: Instance, rows: Iterable[HistoryRow]) -> History:
         instance.id,
         instance.generation,
         instance.run,
-        instance.started_at or instance.created_at,
+        instance.run_started_at or instance.started_at or instance.created_at,
         tuple(records),
         tuple(inbox),
         instance.passed_order,
+        tuple((until, seed) for until, seed in json.loads(instance.seeds)) if instance.seeds else (),
     )
+
+
+def _requests(instance: Instance) -> list[Event]:
+    """Return what came in for the instance as a whole."""
+    events: list[Event] = []
+    if instance.cancel_order is not None and instance.cancel_at is not None:
+        events.append(CancelRequested(instance.cancel_order, instance.cancel_at, instance.cancel_reason))
+    if instance.deadline_order is not None and instance.deadline_passed_at is not None:
+        events.append(CancelRequested(instance.deadline_order, instance.deadline_passed_at, is_deadline=True))
+    if instance.undo_order is not None and instance.undo_at is not None:
+        events.append(UndoRequested(instance.undo_order, instance.undo_at))
+    return events
 
 
 def _record(row: HistoryRow) -> Record:
@@ -288,11 +334,14 @@ def _record(row: HistoryRow) -> Record:
         row.is_in_doubt,
         row.is_foreign,
         row.key.idempotency_key,
+        row.child_id,
     )
 
 
 def _events(row: HistoryRow) -> list[Event]:
     events: list[Event] = []
+    if row.kind is Kind.RECEIVE:  # what came in is the message
+        return events
     if row.settled_order is not None and row.settled_at is not None:
         events.append(Settled(row.settled_order, row.settled_at, row.seq))
     if row.late_order is not None and row.late_at is not None:

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, delete, exc, insert, or_, select, update
 
 from orchestrator.core.records import Payload
-from orchestrator.store.tables import attribute, finish, instance
+from orchestrator.store.tables import attribute, finish, instance, run
 
 
 class Status(StrEnum):
@@ -83,6 +83,7 @@ class Instance:
     undo_order: int | None
     undo_at: datetime | None
     undo_seq: int | None
+    mail: int
     run_started_at: datetime | None
     seeds: Payload | None
 
@@ -158,6 +159,7 @@ def insert_instance(
         "parks": False,
         "is_past_pivot": False,
         "blocked_steps": 0,
+        "mail": 0,
         **(values or {}),
     }
     try:
@@ -316,6 +318,36 @@ def owe_blocked_passes(connection: Connection, workflows: Sequence[str], incarna
     )
     values = {"status": Status.RUNNING, "pass_due_at": now, "pass_attempts": 0, "pass_publications": 0}
     connection.execute(statement.values(**values, version=instance.c.version + 1))
+
+
+# --- deadlines and runs ---------------------------------------------------------------------------------------------
+
+
+def list_past_deadline(connection: Connection, now: datetime, limit: int) -> list[tuple[str, str]]:
+    """Return id and generation of instances whose deadline has passed."""
+    statement = select(instance.c.id, instance.c.generation).where(instance.c.deadline_at <= now)
+    statement = statement.order_by(instance.c.deadline_at).limit(limit)
+    return [(row[0], row[1]) for row in connection.execute(statement)]
+
+
+def insert_run(connection: Connection, ended: Instance, ended_at: datetime) -> None:
+    """Keep what a run began with, now that the next one begins."""
+    values = {
+        "instance_id": ended.id,
+        "run": ended.run,
+        "generation": ended.generation,
+        "input": ended.input,
+        "started_at": ended.run_started_at or ended.started_at or ended.created_at,
+        "ended_at": ended_at,
+    }
+    connection.execute(insert(run), values)
+
+
+def list_runs(connection: Connection, instance_id: str) -> list[tuple[int, Payload, datetime, datetime]]:
+    """Return number, input, begin and end of the runs before the present one."""
+    columns = (run.c.run, run.c.input, run.c.started_at, run.c.ended_at)
+    statement = select(*columns).where(run.c.instance_id == instance_id).order_by(run.c.run)
+    return [(row[0], row[1], row[2], row[3]) for row in connection.execute(statement)]
 
 
 # --- what an ending still owes ------------------------------------------------------------------------------------

@@ -136,6 +136,7 @@ instance = Table(
     Column("undo_order", Integer),
     Column("undo_at", Instant),
     Column("undo_seq", Integer),  # the parent's record that waits for the undo
+    Column("mail", Integer, nullable=False),  # how many messages this run has taken notice of
     Column("run_started_at", Instant),
     Column("seeds", _payload()),  # of a fork: what random numbers were drawn from in the history it shares
     Index("orchestrator_instance_parent", "parent_id"),

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from orchestrator import errors
 from orchestrator.core.host import Call
-from orchestrator.core.records import Compensation, Failure, Outcome, Payload
+from orchestrator.core.records import Compensation, Delivery, Failure, Outcome, Payload
 from orchestrator.core.retry import RetryPolicy
 
 
@@ -46,6 +46,7 @@ class Task:
     compensation: Compensation | None = None
     retry: RetryPolicy | None = None
     timeout_seconds: float | None = None
+    is_workflow: bool = False
 
     def s(self, *args: Any, **kwargs: Any) -> Signature:
         return Signature(self.name, args, kwargs)
@@ -80,6 +81,7 @@ class FakeHost:
     def __init__(self, max_payload_bytes: int = 10_000) -> None:
         self.tasks: dict[str, Task] = {}
         self.performed: list[str] = []
+        self.receivers: dict[str, Delivery] = {}
         self.log = Log()
         self.max_payload_bytes = max_payload_bytes
 
@@ -93,8 +95,16 @@ class FakeHost:
     def read_call(self, step: object, item: tuple[Any, ...] = ()) -> Call:
         signature = self._signature(step)
         task = self.tasks.get(signature.task) or Task(signature.task)
-        arguments = self._arguments(signature, item)
-        return Call(task.name, arguments, signature.options, task.compensation, task.retry, task.timeout_seconds)
+        return Call(
+            task.name,
+            self._arguments(signature, item),
+            signature.options,
+            task.compensation,
+            task.retry,
+            task.timeout_seconds,
+            is_workflow=task.is_workflow,
+            child_id=signature.options.get("task_id"),
+        )
 
     def read_compensation(
         self, compensate: object, retry: RetryPolicy | None = None, *, of_step: bool = True
@@ -131,6 +141,15 @@ class FakeHost:
         if isinstance(returns, type) and not isinstance(value, returns):
             raise errors.ResultMismatch(f"{name} returned {value!r}")
         return value
+
+    def decode_message(self, payload: Payload, returns: object) -> Any:
+        return self.decode(payload, "the message", returns)
+
+    def encode_input(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
+        return self.encode({"args": list(args), "kwargs": kwargs}, f"the input of {function.__qualname__}")
+
+    def find_receiver(self, instance_id: str) -> Delivery:
+        return self.receivers.get(instance_id, Delivery.UNKNOWN)
 
     def perform(
         self, function: Callable[..., Any], args: tuple[Any, ...]

@@ -19,11 +19,13 @@ from orchestrator.core.records import Decision
 from orchestrator.core.replay import decide
 from orchestrator.runtime.change import Outbox
 from orchestrator.runtime.coordinator import Coordinator
+from orchestrator.runtime.passes import WorkflowOptions
 from orchestrator.runtime.settings import Settings
 from orchestrator.store import history, instances, workers
 from orchestrator.store.engine import Store
 from orchestrator.store.history import Claimant, HistoryRow, StepKey, as_history
 from orchestrator.store.instances import Instance, Status
+from orchestrator.store.mailbox import Mail
 from orchestrator.store.workers import Worker
 from tests.core.host import FakeHost, Signature, failure
 
@@ -61,6 +63,7 @@ class Scripted:
         for name in tasks:
             self.host.task(name)
         self.passes: list[str] = []
+        self.declared = WorkflowOptions()
         self.during_pass: Callable[[], object] | None = None
 
     def knows(self, workflow: str) -> bool:
@@ -69,9 +72,12 @@ class Scripted:
     def names(self) -> list[str]:
         return sorted(self.functions)
 
-    def decide(self, instance: Instance, rows: list[HistoryRow]) -> Decision:
+    def options(self, _workflow: str) -> WorkflowOptions:
+        return self.declared
+
+    def decide(self, instance: Instance, rows: list[HistoryRow], mail: list[Mail]) -> Decision:
         self.passes.append(instance.id)
-        past = as_history(instance, sorted(rows, key=lambda row: row.seq))
+        past = as_history(instance, sorted(rows, key=lambda row: row.seq), [each.event for each in mail])
         args = json.loads(instance.input)["args"]
         decision = decide(self.functions[instance.workflow], tuple(args), {}, past, self.host)
         interruption, self.during_pass = self.during_pass, None
@@ -192,7 +198,7 @@ class World:
 
     def publish(self, outbox: Outbox) -> None:
         self.published += [(row.seq, row.dispatch) for row in outbox.steps]
-        self.passes_owed += outbox.owes_pass is not None
+        self.passes_owed += len(outbox.owes_pass)
 
     # --- what is recorded ---------------------------------------------------------------------------------------------
 

@@ -59,6 +59,7 @@ def _instance_columns() -> list[sa.Column[Any]]:
         sa.Column("undo_order", sa.Integer(), nullable=True),
         sa.Column("undo_at", Instant(), nullable=True),
         sa.Column("undo_seq", sa.Integer(), nullable=True),
+        sa.Column("mail", sa.Integer(), nullable=False, server_default="0"),
         sa.Column("run_started_at", Instant(), nullable=True),
         sa.Column("seeds", _payload(), nullable=True),
     ]

@@ -1,0 +1,1 @@
+"""What ``ctx`` can be asked for, by subject; ``Context`` puts them together."""

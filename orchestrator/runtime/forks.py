@@ -1,0 +1,161 @@
+"""Forks: a new instance that shares the beginning of another one's history, and goes on from there.
+
+What is shared has to be whole: every step in it had settled when the first record that is not shared was asked for.
+Else the new instance would wait for an outcome that only its origin gets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Connection
+
+from orchestrator import errors
+from orchestrator.core.calls.values import seed_of
+from orchestrator.core.records import Kind, Outcome, Role, State
+from orchestrator.runtime.coordinator import Coordinator
+from orchestrator.runtime.inputs import check_instance_id
+from orchestrator.runtime.starter import Starter
+from orchestrator.runtime.workflow import WorkflowHandle
+from orchestrator.store import history, instances, mailbox
+from orchestrator.store.history import HistoryRow, as_history
+from orchestrator.store.instances import Instance, Status
+from orchestrator.store.mailbox import Mail
+
+#: What its own clock or mailbox settles: left open, the new instance settles it anew.
+_WAITS = (Kind.TIMER, Kind.RECEIVE)
+_UNDOES = (Kind.COMPENSATION, Kind.UNDO)
+
+
+class Forks:
+    """Begins instances from the history of others."""
+
+    def __init__(self, coordinator: Coordinator, starter: Starter) -> None:
+        self.coordinator = coordinator
+        self.starter = starter
+
+    def fork(self, origin: Instance, seq: int, instance_id: str | None, owns_compensations: bool) -> WorkflowHandle:
+        """Record a fork of ``origin`` and publish its start; see ``WorkflowHandle.fork``."""
+        new_id = check_instance_id(instance_id) if instance_id is not None else str(uuid.uuid4())
+        if owns_compensations and origin.status is not Status.TERMINATED:
+            raise errors.InvalidOperation(
+                f"{origin.id} is {origin.status} and undoes its steps itself; only a TERMINATED instance gives its "
+                "compensations away"
+            )
+        generation = secrets.token_hex(8)
+        with self.coordinator.store.begin("fork") as connection:
+            locked = instances.lock_instance(connection, origin.id)
+            if locked is None or locked.generation != origin.generation:
+                raise errors.UnknownInstance(origin.id)
+            self._record(connection, locked, seq, new_id, generation, owns_compensations)
+        return self.starter.publish(new_id, generation, origin.workflow, origin.input, {})
+
+    def _record(
+        self, connection: Connection, origin: Instance, seq: int, new_id: str, generation: str, owns: bool
+    ) -> None:
+        rows = [row for row in history.load_rows(connection, origin.id, origin.run) if row.seq >= 0]
+        mail = mailbox.load_taken(connection, origin.id, origin.run)
+        last_order = _last_order(origin, rows, seq)
+        shared = [_shared(row, last_order) for row in rows[:seq]]
+        undone = {row.undoes for row in shared if row.kind in _UNDOES}
+        values = self._values(origin, shared, seq, last_order)
+        values["mail"] = sum(each.taken_order is not None and each.taken_order <= last_order for each in mail)
+        now = self.coordinator.clock()
+        is_new = instances.insert_instance(
+            connection,
+            instance_id=new_id,
+            generation=generation,
+            workflow=origin.workflow,
+            queue=origin.queue,
+            arguments=origin.input,
+            request=None,
+            now=now,
+            pass_due_at=self.coordinator.later(self.coordinator.settings.publish_grace),
+            values=values,
+        )
+        if not is_new:
+            raise errors.InstanceExists(new_id, "")
+        copies = [_copy(row, new_id, generation, owns or row.seq in undone) for row in shared]
+        history.insert_rows(connection, copies)
+        mailbox.copy_taken(connection, [m.id for m in mail if _is_before(m, last_order)], new_id, generation, seq)
+        fork = instances.find_instance(connection, new_id)
+        assert fork is not None
+        for channel, mode in _subscriptions(shared).items():
+            mailbox.subscribe(connection, fork, channel, mode, now)
+
+    def _values(self, origin: Instance, shared: list[HistoryRow], seq: int, last_order: int) -> dict[str, Any]:
+        """Return what the new instance takes over from its origin besides records."""
+        seeds = [*(json.loads(origin.seeds) if origin.seeds else [])]
+        seeds = [[until, seed] for until, seed in seeds if until < seq]
+        values: dict[str, Any] = {
+            "status": Status.RUNNING,
+            "started_at": origin.started_at or origin.created_at,
+            "run_started_at": origin.run_started_at or origin.started_at or origin.created_at,
+            "next_seq": seq,
+            "next_order": last_order + 1,
+            "passed_order": last_order,
+            "last_at": origin.last_at,
+            "parks": origin.parks,
+            "is_past_pivot": any(r.role is Role.PIVOT and r.outcome is Outcome.SUCCEEDED for r in shared),
+            "seeds": json.dumps([*seeds, [seq, seed_of(as_history(origin, ()))]]),
+        }
+        if origin.cancel_order is not None and origin.cancel_order <= last_order:
+            names = ("cancel_order", "cancel_at", "cancel_reason")
+            values |= {name: getattr(origin, name) for name in names}
+        if origin.deadline_order is not None and origin.deadline_order <= last_order:
+            values |= {name: getattr(origin, name) for name in ("deadline_order", "deadline_passed_at")}
+        return values
+
+
+def _last_order(origin: Instance, rows: list[HistoryRow], seq: int) -> int:
+    """Return the last event that had been delivered when record ``seq`` was asked for; refuse what cannot be shared."""
+    if not 0 <= seq <= len(rows):
+        raise errors.InvalidOperation(f"{origin.id} has {len(rows)} records; it cannot be forked at {seq}")
+    if seq == len(rows):
+        return origin.passed_order or 0
+    if rows[seq].kind in _UNDOES:
+        raise errors.InvalidOperation(f"{origin.id} was undoing when record {seq} was asked for; fork it before that")
+    return rows[seq].after_order
+
+
+def _shared(row: HistoryRow, last_order: int) -> HistoryRow:
+    """Return a record as it was when ``last_order`` had been delivered, or refuse: it had not settled yet."""
+    is_settled = row.state is State.SETTLED and (row.settled_order is None or row.settled_order <= last_order)
+    is_closed = row.late_order is None or row.late_order <= last_order
+    if row.kind in _WAITS and (not is_settled or row.outcome is Outcome.WITHDRAWN):
+        # of what was withdrawn nobody can say when; if it was before, the replay withdraws it again
+        due_at = row.timeout_at if row.kind is Kind.TIMER else None
+        reset = {"state": State.SCHEDULED, "outcome": None, "settled_order": None, "settled_at": None, "result": None}
+        return row.changed({**reset, "due_at": due_at, "awaited": None})
+    if not (is_settled and is_closed):
+        raise errors.InvalidOperation(
+            f"step {row.seq} ({row.name}) of {row.instance_id} had not settled there; a fork could not wait for it: "
+            "fork at another record"
+        )
+    return row
+
+
+def _copy(row: HistoryRow, instance_id: str, generation: str, keeps_compensation: bool) -> dict[str, Any]:
+    kept = {} if keeps_compensation else {"compensation": None, "inherits_compensation": False}
+    own = {"instance_id": instance_id, "generation": generation, "run": 0, "awaited": None, "wake": None}
+    return {**dataclasses.asdict(row), **own, **kept}
+
+
+def _is_before(mail: Mail, last_order: int) -> bool:
+    return mail.taken_order is not None and mail.taken_order <= last_order
+
+
+def _subscriptions(shared: Iterable[HistoryRow]) -> dict[str, str]:
+    """Return channel and mode of what the shared history has subscribed to."""
+    held: dict[str, str] = {}
+    for row in shared:
+        if row.kind is Kind.SUBSCRIBE:
+            held[row.name] = row.message_options.get("mode", "broadcast")
+        elif row.kind is Kind.UNSUBSCRIBE:
+            held.pop(row.name, None)
+    return held

@@ -1,0 +1,160 @@
+"""What is asked of an instance as a whole: cancel, deadline, undo, terminate; each numbered like an outcome.
+
+Each function adds to a change of an instance whose lock is held.  The pass that follows is left owed: whoever asks may
+be a web server, or the poller.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection
+
+from orchestrator import codec, errors
+from orchestrator.core.records import Failure, Kind, Outcome, State
+from orchestrator.runtime import settling
+from orchestrator.runtime.change import Change, Report, with_values
+from orchestrator.runtime.writing import key_of_parent
+from orchestrator.store import history
+from orchestrator.store.history import StepKey
+from orchestrator.store.instances import Instance, Status
+from orchestrator.store.mailbox import MailKind, NewMail
+
+if TYPE_CHECKING:
+    from orchestrator.runtime.passes import Passes
+
+
+def check_cancellable(instance: Instance) -> None:
+    """Refuse to cancel what has ended, and what is past the point of no return."""
+    if instance.status.is_final and instance.status is not Status.CANCELLED:
+        raise errors.InvalidOperation(f"{instance.id} is {instance.status}; it cannot be cancelled any more")
+    if instance.is_past_pivot:
+        raise errors.InvalidOperation(
+            f"{instance.id} is past its pivot, the point of no return; it cannot be cancelled"
+        )
+
+
+def request_cancel(passes: Passes, instance: Instance, change: Change, reason: str | None) -> None:
+    """Note a cancellation, unless one is noted already or there is nothing left to cancel."""
+    if instance.status.is_final or instance.is_past_pivot or instance.cancel_order is not None:
+        return
+    order, at = _number(passes, instance, change)
+    change.instance.update(cancel_order=order, cancel_at=at, cancel_reason=reason)
+    _owe_pass(passes, instance, change)
+
+
+def pass_deadline(passes: Passes, instance: Instance, change: Change) -> None:
+    """Note that the deadline has passed: the same path as a cancellation."""
+    change.instance["deadline_at"] = None
+    if instance.status.is_final or instance.is_past_pivot or instance.deadline_order is not None:
+        return
+    order, at = _number(passes, instance, change)
+    change.instance.update(deadline_order=order, deadline_passed_at=at)
+    _owe_pass(passes, instance, change)
+
+
+def request_undo(passes: Passes, instance: Instance, change: Change, undo_seq: int | None) -> None:
+    """Have a completed instance run its compensations; ``undo_seq`` is the record of its parent that waits for it."""
+    if undo_seq is not None:
+        change.instance["undo_seq"] = undo_seq
+    if instance.status is Status.COMPLETED:
+        order, at = _number(passes, instance, change)
+        change.instance.update(undo_order=order, undo_at=at, status=Status.COMPENSATING, ended_at=None)
+        _owe_pass(passes, instance, change)
+    elif instance.status.is_final and undo_seq is not None:
+        change.report = report_undone(instance, undo_seq)
+
+
+def report_undone(instance: Instance, undo_seq: int) -> Report | None:
+    """Return what the state of an ended child is for the record of its parent that undoes it."""
+    key = key_of_parent(instance, undo_seq)
+    if key is None:
+        return None
+    if instance.status in (Status.COMPENSATED, Status.FAILED, Status.CANCELLED):
+        return Report(key, Outcome.SUCCEEDED, "null")
+    return not_undone(key, f"the child {instance.id} is {instance.status}")
+
+
+def not_undone(key: StepKey, message: str) -> Report:
+    failure = Failure("orchestrator.errors.ChildNotUndone", ("builtins.Exception",), message)
+    return Report(key, Outcome.FAILED, None, codec.dump(failure))
+
+
+def terminate(passes: Passes, connection: Connection, instance: Instance, change: Change, reason: str | None) -> None:
+    """End an instance where it stands: what has not begun never will, what has is left to end, nothing is undone."""
+    if instance.status.is_final:
+        return
+    rows = history.load_rows(connection, instance.id, instance.run)
+    for row in rows:
+        if row.state in (State.HELD, State.SCHEDULED, State.BLOCKED):
+            settled = {"state": State.SETTLED, "outcome": settling.outcome_unbegun(row), "awaited": None}
+            change.change_row(row, {**settled, "publish_at": None, "expires_at": None, "due_at": None})
+        is_open = row.state in (State.RUNNING, State.TIMED_OUT)
+        if row.kind is Kind.CHILD and is_open and not row.is_detached and row.child_id is not None:
+            change.mail.append(
+                NewMail(row.child_id, kind=MailKind.TERMINATE, payload=reason, message_id=f"stop:{row.run}:{row.seq}")
+            )
+    failure = Failure("orchestrator.errors.WorkflowTerminated", ("builtins.Exception",), reason or "terminated")
+    end(passes, instance, change, Status.TERMINATED, failure=codec.dump(failure))
+
+
+def end(
+    passes: Passes,
+    instance: Instance,
+    change: Change,
+    status: Status,
+    *,
+    result: str | None = None,
+    failure: str | None = None,
+) -> None:
+    """Give an instance its final status; what this means to Celery and to its parent follows from it."""
+    ended_at = max(passes.clock(), change.instance.get("last_at", instance.last_at))
+    change.instance.update(
+        status=status,
+        result=result,
+        failure=failure,
+        waiting=0,
+        ended_at=ended_at,
+        last_at=ended_at,
+        deadline_at=None,
+        pass_due_at=None,
+        blocked_steps=0,
+        blocked=None,
+    )
+    change.ends = True
+    ended = with_values(instance, change.instance)
+    change.outbox.ended = ended
+    change.report = _report_end(ended)
+
+
+#: What the end of a child is to its parent: what was undone has left nothing behind.
+_OUTCOMES = {
+    Status.COMPLETED: Outcome.SUCCEEDED,
+    Status.FAILED: Outcome.FAILED,
+    Status.COMPENSATED: Outcome.FAILED,
+    Status.CANCELLED: Outcome.FAILED,
+    Status.COMPENSATION_FAILED: Outcome.UNKNOWN,
+    Status.TERMINATED: Outcome.UNKNOWN,
+}
+
+
+def _report_end(ended: Instance) -> Report | None:
+    key = key_of_parent(ended, ended.parent_seq)
+    if key is None:
+        return None
+    return Report(key, _OUTCOMES[ended.status], ended.result, ended.failure)
+
+
+def _number(passes: Passes, instance: Instance, change: Change) -> tuple[int, datetime]:
+    """Take the next order, as an outcome does."""
+    order: int = change.instance.get("next_order", instance.next_order)
+    at: datetime = max(passes.clock(), change.instance.get("last_at", instance.last_at))
+    change.instance.update(next_order=order + 1, last_at=at)
+    return order, at
+
+
+def _owe_pass(passes: Passes, instance: Instance, change: Change) -> None:
+    seen = with_values(instance, change.instance)
+    if seen.may_pass:
+        settling.owe_pass(instance, change, passes.later(passes.settings.publish_grace))
