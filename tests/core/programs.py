@@ -461,7 +461,7 @@ class Interpreter:
         instant = self.host.later if seconds is None else now + timedelta(seconds=seconds)
         with self.waiting():
             self.ctx.sleep_until(instant)
-        assert self.ctx.now() >= min(instant, max(now, instant))
+        assert self.ctx.now() >= instant or not isinstance(self.ctx, Context)
 
     def receive(self, statement: Receive) -> None:
         timeout = 60 if statement.has_timeout else None
@@ -575,7 +575,7 @@ class ProgramHost(FakeHost):
         first = mapped or call
         undo, plan = first.undo, None
         # a child is undone by its own compensations, unless another one is registered for its workflow
-        if undo is not None and (first.child is None or undo.passes == "nothing"):
+        if undo is not None and (first.child is None or first.label % 2):
             arguments = json.dumps({"args": [call.label], "kwargs": {}})
             plan = Compensation("undo", arguments, undo.passes, always=undo.always)
         self.task(f"work{call.label}", compensation=plan, is_workflow=first.child is not None)

@@ -21,7 +21,7 @@ from tests.waiting import wait_until
 __all__ = ["Cluster", "WorkerProcess", "wait_until", "workflows"]
 
 ROOT = Path(__file__).parents[2]
-ENDED = ("COMPLETED", "COMPENSATED", "FAILED", "COMPENSATION_FAILED")
+ENDED = ("COMPLETED", "COMPENSATED", "FAILED", "COMPENSATION_FAILED", "CANCELLED", "TERMINATED")
 
 
 class WorkerProcess:
