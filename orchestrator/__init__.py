@@ -18,8 +18,8 @@ from orchestrator.errors import (
     WorkflowCancelled,
     WorkflowFailed,
 )
-from orchestrator.runtime.activity import CurrentStep, current_step
 from orchestrator.runtime.app import Orchestrator, shared_workflow
+from orchestrator.runtime.current import CurrentStep, current_step
 from orchestrator.runtime.workflow import WorkflowHandle
 
 __all__ = [

@@ -10,9 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +18,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 from celery.backends.base import DisabledBackend
 from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
+from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator import codec, errors
 from orchestrator.core.attempts import AttemptDoubtful, AttemptFailed, AttemptSucceeded, Ended
@@ -27,6 +26,7 @@ from orchestrator.core.records import Failure, Kind, Outcome
 from orchestrator.runtime import softlimit
 from orchestrator.runtime.claims import Claims
 from orchestrator.runtime.coordinator import Coordinator
+from orchestrator.runtime.current import CancelProbe, CurrentStep, as_current
 from orchestrator.runtime.dispatch import HEADER, Dispatcher, read_header
 from orchestrator.runtime.registry import Registry
 from orchestrator.runtime.settings import Settings
@@ -38,29 +38,6 @@ logger = logging.getLogger("orchestrator")
 
 #: What of the options of a retry is a column of the record.
 _OWN_COLUMNS = ("retries", "countdown", "eta")
-
-
-@dataclass(frozen=True, slots=True)
-class CurrentStep:
-    """The step that the running task is an attempt of."""
-
-    instance_id: str
-    run: int
-    seq: int
-    attempt: int
-    idempotency_key: str
-    cancel_requested: bool = False
-
-
-_current: ContextVar[CurrentStep | None] = ContextVar("orchestrator_current_step", default=None)
-
-
-def current_step() -> CurrentStep | None:
-    """Return the step that the calling task runs as, ``None`` outside of one.
-
-    ``idempotency_key`` is the same for every attempt and redelivery of the step: give it to the payment provider.
-    """
-    return _current.get()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +114,7 @@ class StepRunner:
         recorded = self._arguments(task, request, row)
         args, kwargs = own or recorded
         try:
-            with _as_current(row), limit.allowed():
+            with as_current(self._step(row)), limit.allowed():
                 result = body(*args, **kwargs)
         except Retry:
             raise
@@ -148,6 +125,18 @@ class StepRunner:
         if request.step_retry is not None:  # retry(throw=False)
             raise Retry(sig=request.step_retry.signature)
         return result
+
+    def _step(self, row: HistoryRow) -> CurrentStep:
+        probe = CancelProbe(lambda: self._is_draining(row.key))
+        return CurrentStep(row.instance_id, row.run, row.seq, row.attempt, row.key.idempotency_key, probe)
+
+    def _is_draining(self, key: StepKey) -> bool:
+        try:
+            with self.coordinator.store.read("is-draining") as connection:
+                row = history.find_row(connection, key)
+        except (SQLAlchemyError, errors.StoreUnreachable):
+            return False  # nobody can say, and the body must not fail for it
+        return row is not None and row.is_draining
 
     # --- arguments and results ------------------------------------------------------------------------------------
 
@@ -275,18 +264,6 @@ def wrap(task: Any, steps: Callable[[], StepRunner]) -> None:
     run.runs_as_step = True  # type: ignore[attr-defined]
     task.run = run
     _hold_back_retries(task)
-
-
-@contextmanager
-def _as_current(row: HistoryRow) -> Iterator[None]:
-    step = CurrentStep(
-        row.instance_id, row.run, row.seq, row.attempt, row.key.idempotency_key, cancel_requested=row.is_draining
-    )
-    token = _current.set(step)
-    try:
-        yield
-    finally:
-        _current.reset(token)
 
 
 def _hold_back_retries(task: Any) -> None:

@@ -3,58 +3,178 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from dataclasses import replace
+from math import inf
 from random import Random
 from typing import Any
 
 from orchestrator.core.records import (
     AttemptEnded,
+    CancelRequested,
     Completed,
     Decision,
     Diverged,
     Event,
     Failed,
-    History,
     Kind,
+    MessageTaken,
     NewRecord,
     Outcome,
     Record,
+    Recurred,
+    Role,
     Settled,
     State,
+    Undone,
 )
 from orchestrator.core.replay import decide
 
-from .driver import STARTED_AT, Shell, Snapshot
-from .model import Verdict, judge
-from .programs import Block, Generator, Interpreter, Map, ProgramHost, Saga, Trace, shell_of, step_rows
+from .driver import Shell, Snapshot, is_refused
+from .model import Verdict, is_cancelled_at_end, judge
+from .programs import (
+    Block,
+    Generator,
+    Interpreter,
+    Map,
+    Program,
+    ProgramHost,
+    Saga,
+    Trace,
+    Waited,
+    shell_of,
+    step_rows,
+)
 
 
-def check_program(block: Block, seed: int) -> Shell:
+def check_program(program: Program, seed: int) -> Shell:
     """Run a program to its end and check all that must hold."""
-    shell, host, trace = shell_of(block, seed)
-    decision = shell.run()
-    assert host.log.lines == trace.lines, "a line was logged twice, or never, or while replaying"
-    verdict = judge(shell, lambda ctx: Interpreter(ctx, host, Trace()).run(block), list(trace.seen))
-    check_ending(shell, decision, verdict)
-    check_nothing_is_lost(shell, decision, verdict)
-    check_compensations(shell, host, in_sequence=not _undoes_together(block))
-    check_snapshots(shell)
-    check_inbox_prefixes(shell)
+    shell, host, traces = shell_of(program, seed)
+    shell.run()
+    lines = [line for trace in traces for line in trace.lines]
+    runs = shell.runs()
+    assert len(runs) == len(traces)
+    if not is_refused(shell.decisions[-1].ending):  # a pass that ends so is never written, so it may log again
+        assert host.log.lines == lines, "a line was logged twice, or never, or while replaying"
+    received: list[MessageTaken] = []
+    for run, trace in zip(runs, traces, strict=True):
+        check_run(run, host, program, trace)
+        messages = {event.order: event for event in run.inbox if isinstance(event, MessageTaken)}
+        received += [messages[order] for order in run.received]
+    check_messages(shell, received)
     return shell
 
 
+def check_run(run: Shell, host: ProgramHost, program: Program, trace: Trace) -> None:
+    decision = run.decisions[-1]
+    check_compensations(run, host, in_sequence=not _undoes_together(program.block))
+    check_snapshots(run)
+    check_inbox_prefixes(run)
+    if is_refused(decision.ending):
+        assert run.number <= program.recurs
+        return
+    left = program.recurs + 1 - run.number
+    verdict = judge(
+        run, lambda ctx: Interpreter(ctx, host, Trace(), left).run(program.block), trace, decision
+    )  # fmt: skip
+    check_ending(run, decision, verdict)
+    check_nothing_is_lost(run, decision, verdict)
+    check_cancellation(run, trace, decision)
+
+
 def check_ending(shell: Shell, decision: Decision, verdict: Verdict) -> None:
-    compensations = [row.record for row in shell.rows if row.record.kind is Kind.COMPENSATION]
-    assert [record.undoes for record in compensations] == verdict.undone
+    undone = [row.record.undoes for row in shell.rows if row.record.undoes is not None]
+    assert undone == verdict.undone
     assert [entry.undoes for entry in decision.not_undone] == verdict.not_undone
-    if verdict.failed_at is None:
-        assert isinstance(decision.ending, Completed)
-        assert json.loads(decision.ending.result) == verdict.value
-    else:
-        assert isinstance(decision.ending, Failed)
-        failed = decision.ending.failure
-        assert failed.message.startswith(f"{verdict.failed_at} (") or failed.type.endswith(verdict.failed_at)
-        assert decision.ending.undone == bool(compensations)
+    assert shell.received == verdict.received
+    match decision.ending:
+        case Completed(result):
+            assert (verdict.failed_at, verdict.recurs) == (None, False)
+            assert json.loads(result) == verdict.value
+        case Recurred():
+            assert verdict.recurs
+        case Failed(failed, has_undone):
+            assert verdict.failed_at is not None
+            assert failed.message.startswith(f"{verdict.failed_at} (") or failed.type.endswith(verdict.failed_at)
+            assert has_undone == bool(undone)
+        case Undone(failed):
+            assert failed.type.endswith(str(verdict.failed_at))
+        case ending:
+            raise AssertionError(ending)
+
+
+# --- messages and cancellation --------------------------------------------------------------------------------------
+
+
+def check_messages(shell: Shell, received: list[MessageTaken]) -> None:
+    """Over all runs, what was received on a channel is what was sent there first, none left out and none twice."""
+    sent: defaultdict[str, list[str]] = defaultdict(list)
+    for channel, payload in shell.sent:
+        sent[channel].append(payload)
+    got: defaultdict[str, list[str]] = defaultdict(list)
+    for message in sorted(received, key=received.index):
+        got[message.channel].append(message.payload)
+    for channel, payloads in got.items():
+        assert sorted(payloads) == sorted(sent[channel][: len(payloads)])
+
+
+def check_cancellation(run: Shell, trace: Trace, decision: Decision) -> None:
+    """A cancellation is raised once, at the first unshielded wait that knows of it, unless the pivot forbids it."""
+    watch = _Watch(run)
+    for waited in trace.waits:
+        watch.follow(waited)
+    if trace.returned_at is not None:
+        last = run.inbox[-1].order if run.inbox else 0
+        is_raised = is_cancelled_at_end(trace, decision)
+        watch.follow(Waited(trace.returned_at, len(run.rows), has_tail=True, after=last, is_raised=is_raised))
+    if isinstance(decision.ending, Recurred):
+        watch.deliver_to(decision.ending.order)
+        assert not watch.is_pending, "the next run will not know of a cancellation that this one was told of"
+    is_cancelled = isinstance(decision.ending, Failed) and decision.ending.is_cancelled
+    if isinstance(decision.ending, Failed) and decision.ending.failure.type.endswith("WorkflowCancelled"):
+        assert is_cancelled
+    assert not is_cancelled or watch.was_raised
+
+
+class _Watch:
+    def __init__(self, run: Shell) -> None:
+        self.events = {event.order: event for event in run.inbox}
+        settled = {event.seq: event.order for event in run.inbox if isinstance(event, Settled)}
+        pivots = [row.record for row in run.rows if row.role is Role.PIVOT]
+        self.pivots = [(pivot.seq, settled.get(pivot.seq, inf)) for pivot in pivots]
+        passed = [settled.get(pivot.seq, inf) for pivot in pivots if pivot.outcome is Outcome.SUCCEEDED]
+        self.passed_at = min(passed, default=inf)
+        self.order = 0
+        self.is_pending = self.was_raised = False
+
+    def deliver_to(self, order: int) -> None:
+        for delivered in range(self.order + 1, order + 1):
+            self.order = delivered
+            if delivered >= self.passed_at:
+                self.is_pending = False
+            elif isinstance(self.events[delivered], CancelRequested):
+                self.is_pending = True
+
+    def is_due(self, known: int) -> bool:
+        return self.is_pending and not any(seq < known and order > self.order for seq, order in self.pivots)
+
+    def follow(self, waited: Waited) -> None:
+        self.deliver_to(waited.before)
+        was_raised, is_shielded = False, False
+        for order in range(waited.before, waited.after + 1):
+            self.deliver_to(order)
+            known = waited.known + (waited.asked if order > waited.before else 0)
+            if is_shielded or not self.is_due(known):
+                continue
+            if waited.is_raised:
+                assert waited.has_tail or waited.after == order, "it should have been raised before"
+                self.is_pending, was_raised = False, True
+            else:
+                assert waited.has_tail, "it was not raised"
+                assert order > waited.before, "it was not raised as the wait began"
+            is_shielded = True
+        assert was_raised == waited.is_raised, "nobody had asked for that"
+        self.was_raised |= was_raised
 
 
 def check_nothing_is_lost(shell: Shell, decision: Decision, verdict: Verdict) -> None:
@@ -70,7 +190,8 @@ def check_nothing_is_lost(shell: Shell, decision: Decision, verdict: Verdict) ->
         undoing = undone.get(record.seq, [])
         # an attempt that outlived its timeout is waited for only where it would have to be undone
         may_go_on = effect.is_accepted or record.compensation is None
-        assert record.state is State.SETTLED or (record.state is State.TIMED_OUT and may_go_on), record
+        is_at_rest = record.state is State.SETTLED or (record.state is State.TIMED_OUT and may_go_on)
+        assert is_at_rest or row.is_detached, record
         assert len(undoing) <= 1, "undone twice"
         may_have_acted = record.outcome in (Outcome.SUCCEEDED, Outcome.UNKNOWN)
         if undoing:
@@ -79,6 +200,7 @@ def check_nothing_is_lost(shell: Shell, decision: Decision, verdict: Verdict) ->
             assert (undoing[0].outcome is Outcome.SUCCEEDED) != (record.seq in named)
         elif may_have_acted and record.compensation is not None and not effect.is_committed:
             assert isinstance(decision.ending, Completed)
+            assert not row.is_detached
             assert record.outcome is Outcome.SUCCEEDED or effect.is_accepted
 
 
@@ -93,7 +215,7 @@ def _undoes_together(block: Block) -> bool:
 
 
 def check_compensations(shell: Shell, host: ProgramHost, *, in_sequence: bool) -> None:
-    ends = {event.seq: event.order for event in shell.inbox}
+    ends = {event.seq: event.order for event in shell.inbox if isinstance(event, Settled | AttemptEnded)}
     before = -1
     for row in shell.rows:
         record = row.record
@@ -103,9 +225,13 @@ def check_compensations(shell: Shell, host: ProgramHost, *, in_sequence: bool) -
         assert record.after_order >= ends.get(record.undoes, 0), "undone before its step had ended"
         if in_sequence:
             assert record.after_order >= before, "undone before the one after it was"
-        before = ends[record.seq]
+        before = ends.get(record.seq, 0)
         plan = undone.record.compensation
         assert plan is not None
+        assert plan.is_child == (record.kind is Kind.UNDO)
+        if plan.is_child:
+            assert record.name == undone.record.name
+            continue
         assert record.arguments is not None
         args = json.loads(record.arguments)["args"]
         is_known = Outcome.SUCCEEDED in (undone.record.outcome, undone.record.late_outcome)
@@ -135,14 +261,15 @@ def check_snapshots(shell: Shell) -> None:
 def check_inbox_prefixes(shell: Shell) -> None:
     """Cut the finished history after each event, and its records anywhere that a crash could have cut them."""
     final = shell.history()
+    settled = {event.seq for event in final.inbox if isinstance(event, Settled)}
     for length in range(len(final.inbox) + 1):
         inbox = final.inbox[:length]
         last = inbox[-1].order if inbox else 0
         reachable = [record for record in final.records if record.after_order <= last]
         assert [record.seq for record in reachable] == list(range(len(reachable)))
-        least = max((event.seq + 1 for event in inbox), default=0)
+        least = max((event.seq + 1 for event in inbox if isinstance(event, Settled | AttemptEnded)), default=0)
         for kept in {least, (least + len(reachable)) // 2, len(reachable)}:
-            records = tuple(_as_of(record, inbox) for record in reachable[:kept])
+            records = tuple(_as_of(record, inbox, settled) for record in reachable[:kept])
             _check_rest(shell, Snapshot(records, inbox, None))
 
 
@@ -152,8 +279,10 @@ def _check_rest(shell: Shell, snapshot: Snapshot) -> None:
     Where it withdraws steps, events that came later are not there to be put before the withdrawals: what it asks for
     after those may stand elsewhere in a history that went on, and is not compared.
     """
-    history = History("order-1", "g1", 1, STARTED_AT, snapshot.records, snapshot.inbox, snapshot.seen_order)
-    decision = decide(shell.function, (), {}, history, shell.host)
+    history = replace(
+        shell.history(), records=snapshot.records, inbox=snapshot.inbox, seen_order=snapshot.seen_order
+    )  # fmt: skip
+    decision = decide(shell.function, shell.args, {}, history, shell.host)
     assert not isinstance(decision.ending, Diverged), decision.ending
     last = snapshot.inbox[-1].order if snapshot.inbox else 0
     asked = [new for new in decision.records if new.after_order <= last]
@@ -163,8 +292,15 @@ def _check_rest(shell: Shell, snapshot: Snapshot) -> None:
     expected = shell.rows[first : first + len(asked)]
     assert [_as_asked(new) for new in asked] == [_as_recorded(row.record) for row in expected]
     assert [new.command for new in asked] == [row.command for row in expected]
+    for seq, order in _receipts(decision):
+        assert shell.received.get(order) == seq, "another receive got that message in the end"
     rest = shell.rows[first + len(asked) :]
     assert not rest or rest[0].record.after_order > last, "history asks for more"
+
+
+def _receipts(decision: Decision) -> list[tuple[int, int]]:
+    new = [(new.seq, new.message_order) for new in decision.records if new.message_order is not None]
+    return [*new, *((receipt.seq, receipt.message.order) for receipt in decision.receipts)]
 
 
 def _as_asked(new: NewRecord) -> tuple[Any, ...]:
@@ -179,13 +315,20 @@ def _as_recorded(record: Record) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _as_of(record: Record, inbox: tuple[Event, ...]) -> Record:
+#: What is settled as it is recorded.
+AT_ONCE = (
+    Kind.LOCAL, Kind.PATCH, Kind.REGISTRATION, Kind.SEND, Kind.PUBLISH, Kind.SUBSCRIBE, Kind.UNSUBSCRIBE
+)  # fmt: skip
+
+
+def _as_of(record: Record, inbox: tuple[Event, ...], settled: set[int]) -> Record:
     """Return a record as it was when only ``inbox`` had come in; what had not settled is taken to be running."""
-    if record.kind in (Kind.LOCAL, Kind.PATCH, Kind.REGISTRATION):
+    is_past_instant = record.kind is Kind.TIMER and record.outcome is Outcome.SUCCEEDED and record.seq not in settled
+    if record.kind in AT_ONCE or is_past_instant:
         return record
-    mine = [event for event in inbox if event.seq == record.seq]
+    mine = [event for event in inbox if isinstance(event, Settled | AttemptEnded) and event.seq == record.seq]
     if not any(isinstance(event, Settled) for event in mine):
-        state = State.SCHEDULED if record.kind is Kind.TIMER else State.RUNNING
+        state = State.SCHEDULED if record.kind in (Kind.TIMER, Kind.RECEIVE) else State.RUNNING
         return replace(
             record, state=state, outcome=None, result=None, failure=None, timed_out=False, late_outcome=None,
             late_result=None,

@@ -13,7 +13,7 @@ def digest_of(seed: int) -> str:
     """Return a digest of every decision that a program drawn from ``seed`` leads to."""
     shell, _, _ = shell_of(Generator(Random(seed)).program(), seed)
     shell.run()
-    return hashlib.sha256(repr(shell.decisions).encode()).hexdigest()
+    return hashlib.sha256(repr([run.decisions for run in shell.runs()]).encode()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -126,8 +126,7 @@ class ModelHandle:
         if effect.is_undone:
             return
         failed = self.ctx.undo([effect])
-        effect.is_observed = effect.is_undone = True
-        effect.is_undone = not effect.is_committed
+        effect.is_observed = True
         if failed:
             raise errors.CompensationFailed(())
 
@@ -251,8 +250,6 @@ class ModelContext:
 
     def sleep(self, seconds: Any) -> None:
         waited = self.begin_wait()
-        if waited.asked == 0:
-            self.end_wait(waited)
         timer = self.next_row(Kind.TIMER).record
         if waited.is_raised:
             self.check_stopped(timer, waited)
@@ -287,8 +284,6 @@ class ModelContext:
 
     def receive(self, channel: str, *, timeout: Any) -> Any:
         waited = self.begin_wait()
-        if waited.asked == 0:
-            self.end_wait(waited)
         message = self.message(channel)
         timer = self.next_row(Kind.TIMER).record if timeout else None
         fired = inf if timer is None else self.settled_at(timer.seq)
@@ -438,20 +433,17 @@ class ModelContext:
                 raise effect.failure()
         doubtful = [effect for effect in effects if effect.is_in_doubt and effect.must_be_undone]
         self.undo(doubtful)
-        for effect in doubtful:
-            effect.is_undone = True
 
     def undo_scope(self, scope: ModelScope) -> list[Effect]:
-        failed = self.undo(scope.effects)
-        for effect in scope.effects:
-            effect.is_undone = not effect.is_committed
-        return failed
+        return self.undo(scope.effects)
 
     def undo(self, effects: list[Effect]) -> list[Effect]:
         """Undo what must be, last-started first, once all have ended; return what could not be."""
         self.order = max([self.order, *(self.ended.get(effect.seq, 0) for effect in effects)])
         self.pass_pivots()
         to_undo = [effect for effect in effects if effect.must_be_undone]
+        for effect in effects:
+            effect.is_undone = not effect.is_committed
         failed = []
         for effect in sorted(to_undo, key=lambda effect: effect.record.seq, reverse=True):
             self.undone.append(effect.record.seq)
