@@ -157,6 +157,10 @@ def _wait(change: Change, instance: Instance, rows: dict[int, HistoryRow], waiti
         wait_number=number,
     )
     fresh = {row["seq"]: row for row in change.new_rows}
+    for seq in waiting.wakes:
+        kind, name = (fresh[seq]["kind"], fresh[seq]["name"]) if seq in fresh else (rows[seq].kind, rows[seq].name)
+        if kind is Kind.RECEIVE:  # what others compete for may be there already
+            change.outbox.shared.append(name)
     change.wakes = {seq: wake for seq, wake in waiting.wakes.items() if seq not in fresh}
     for seq, wake in waiting.wakes.items():
         if seq in fresh:

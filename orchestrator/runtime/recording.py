@@ -61,9 +61,6 @@ def _go_out(command: Command, row: dict[str, Any], change: Change) -> None:
         case UndoChild():
             if row["state"] is State.SCHEDULED:
                 change.mail.append(mail_to_undo(HistoryRow(**{**history.FRESH, **row})))
-        case OpenReceive():
-            if row["state"] is State.SCHEDULED:
-                change.outbox.shared.append(command.name)
         case _:
             pass
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, exc, exists, func, insert, literal, null, or_, select, update
+from sqlalchemy import Connection, and_, delete, exc, exists, func, insert, or_, select, update
 
 from orchestrator.core.records import Kind, MessageTaken, Payload, State
 from orchestrator.store.instances import Instance
@@ -80,7 +80,8 @@ def _mail(row: Any) -> Mail:
 
 def insert_mail(connection: Connection, new: NewMail, now: datetime) -> bool:
     """Put ``new`` into the mailbox of its receiver; ``False`` if its ``message_id`` was delivered there before."""
-    generation = select(instance.c.generation).where(instance.c.id == new.instance_id).scalar_subquery()
+    # read by itself: as a part of the INSERT it would lock the receiver's row where reads are repeatable
+    generation = connection.execute(select(instance.c.generation).where(instance.c.id == new.instance_id)).scalar()
     values = {
         "address": f"i:{new.instance_id}:{new.channel}",
         "message_id": new.message_id,
@@ -115,62 +116,33 @@ def publish(
 
     Returns the ids of up to ``limit`` receivers.
     """
-    broadcast = and_(subscription.c.channel == channel, subscription.c.mode == "broadcast")
-    _broadcast(connection, broadcast, channel, payload, message_id, now)
-    competing = select(subscription.c.instance_id).where(
-        subscription.c.channel == channel, subscription.c.mode == "competing"
-    )
-    if connection.execute(competing.limit(1)).first() is not None:
-        values = {
-            "address": f"c:{channel}",
-            "message_id": message_id,
-            "instance_id": None,
-            "generation": None,
-            "kind": MailKind.MESSAGE,
-            "channel": channel,
-            "payload": payload,
-            "sent_at": now,
-            "attempts": 0,
-            "due_at": None,
-        }
-        _insert_once(connection, values, message_id)
-    receivers = connection.execute(select(subscription.c.instance_id).where(broadcast).limit(limit))
-    return [row[0] for row in receivers]
+    statement = select(subscription.c.instance_id, subscription.c.generation, subscription.c.mode)
+    subscribers = list(connection.execute(statement.where(subscription.c.channel == channel)))
+    values: dict[str, Any] = {"message_id": message_id, "kind": MailKind.MESSAGE, "channel": channel}
+    values |= {"payload": payload, "sent_at": now, "attempts": 0}
+    listeners = [(row[0], row[1]) for row in subscribers if row[2] == "broadcast"]
+    _broadcast(connection, listeners, {**values, "due_at": now})
+    if len(listeners) < len(subscribers):
+        shared = {"address": f"c:{channel}", "instance_id": None, "generation": None, "due_at": None}
+        _insert_once(connection, {**values, **shared}, message_id)
+    return [instance_id for instance_id, _ in listeners[:limit]]
 
 
-def _broadcast(
-    connection: Connection,
-    subscribers: Any,
-    channel: str,
-    payload: Payload,
-    message_id: str | None,
-    now: datetime,
-) -> None:
-    address = (literal("i:") + subscription.c.instance_id + literal(f":{channel}")).label("address")
-    rows = select(
-        address,
-        literal(message_id).label("message_id") if message_id is not None else null().label("message_id"),
-        subscription.c.instance_id,
-        subscription.c.generation,
-        literal(str(MailKind.MESSAGE)).label("kind"),
-        subscription.c.channel,
-        literal(payload, message.c.payload.type).label("payload"),
-        literal(now, message.c.sent_at.type).label("sent_at"),
-        literal(0).label("attempts"),
-        literal(now, message.c.due_at.type).label("due_at"),
-    ).where(subscribers)
-    names = [column.name for column in rows.selected_columns]
-    if message_id is None:
-        connection.execute(insert(message).from_select(names, rows))
+def _broadcast(connection: Connection, listeners: list[tuple[str, str]], values: dict[str, Any]) -> None:
+    channel, message_id = values["channel"], values["message_id"]
+    rows = [
+        {**values, "address": f"i:{instance_id}:{channel}", "instance_id": instance_id, "generation": generation}
+        for instance_id, generation in listeners
+    ]
+    if not rows:
         return
-    known = exists().where(message.c.address == address.element, message.c.message_id == message_id)
-    while True:
-        try:
-            with connection.begin_nested():
-                connection.execute(insert(message).from_select(names, rows.where(~known)))
-            return
-        except exc.IntegrityError:
-            continue  # the same message is being published at this moment; what that has delivered is left out now
+    try:
+        with connection.begin_nested():
+            connection.execute(insert(message), rows)
+    except exc.IntegrityError:
+        # some of them have it already, or are being given it at this moment
+        for row in rows:
+            _insert_once(connection, row, message_id)
 
 
 # --- taking notice ------------------------------------------------------------------------------------------------

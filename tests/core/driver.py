@@ -195,7 +195,8 @@ class Shell:
 
     def step(self) -> None:
         """Let one thing happen."""
-        if self.decisions and isinstance(self.decisions[-1].ending, Completed) and self.count == 0:
+        has_completed = self.decisions and isinstance(self.decisions[-1].ending, Completed)
+        if has_completed and not isinstance(self.inbox[-1] if self.inbox else None, UndoRequested):
             left = [self._action(self.end_attempt, row) for row in self.rows if row.is_alive]
             return self.random.choice([*left, self.request_undo])()
         actions = self._actions()
@@ -262,7 +263,6 @@ class Shell:
         self._commit(CancelRequested(self._next_order(), self._now(), None if is_deadline else "why", is_deadline))
 
     def request_undo(self) -> None:
-        self.is_undone_later = False
         self._commit(UndoRequested(self._next_order(), self._now()))
 
     def _fire(self, timer: Row) -> None:

@@ -419,9 +419,9 @@ class Interpreter:
             with self.ctx.saga(parallel=saga.parallel):
                 self.block(saga.block)
                 waited = self.begin_wait(has_tail=True)
-        except errors.WorkflowCancelled:
+        except (errors.WorkflowCancelled, errors.CompensationFailed) as error:
             if waited is not None:
-                waited.is_raised = True
+                waited.is_raised = isinstance(error.__cause__ or error, errors.WorkflowCancelled)
             raise
         finally:
             if waited is not None:
