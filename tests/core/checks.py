@@ -189,7 +189,7 @@ def check_nothing_is_lost(shell: Shell, decision: Decision, verdict: Verdict) ->
         record, effect = row.record, effects[row.record.seq]
         undoing = undone.get(record.seq, [])
         # an attempt that outlived its timeout is waited for only where it would have to be undone
-        may_go_on = effect.is_accepted or record.compensation is None
+        may_go_on = effect.is_accepted or effect.is_committed or record.compensation is None
         is_at_rest = record.state is State.SETTLED or (record.state is State.TIMED_OUT and may_go_on)
         assert is_at_rest or row.is_detached, record
         assert len(undoing) <= 1, "undone twice"
@@ -292,14 +292,14 @@ def _check_rest(shell: Shell, snapshot: Snapshot) -> None:
     expected = shell.rows[first : first + len(asked)]
     assert [_as_asked(new) for new in asked] == [_as_recorded(row.record) for row in expected]
     assert [new.command for new in asked] == [row.command for row in expected]
-    for seq, order in _receipts(decision):
+    for seq, order in _receipts(decision, asked):
         assert shell.received.get(order) == seq, "another receive got that message in the end"
     rest = shell.rows[first + len(asked) :]
     assert not rest or rest[0].record.after_order > last, "history asks for more"
 
 
-def _receipts(decision: Decision) -> list[tuple[int, int]]:
-    new = [(new.seq, new.message_order) for new in decision.records if new.message_order is not None]
+def _receipts(decision: Decision, asked: list[NewRecord]) -> list[tuple[int, int]]:
+    new = [(new.seq, new.message_order) for new in asked if new.message_order is not None]
     return [*new, *((receipt.seq, receipt.message.order) for receipt in decision.receipts)]
 
 

@@ -378,6 +378,19 @@ class Shell:
         busy = sum(row.record.state in working for row in self._lane(settled.lane))
         assert busy <= self.widths[settled.lane], "a lane is over its width"
 
+    def _refill_lanes(self) -> None:
+        """Let go what a lane has room for: a map that was stopped and interrupted at once goes on, if it is waited for.
+
+        The failure that stops a map lets nothing go.  Where a cancellation was delivered before it, and caught, the
+        map's own wait never comes to see that failure, and nothing else would let go of what the map holds back.
+        """
+        for lane, width in self.widths.items():
+            working = (State.SCHEDULED, State.RUNNING, State.BLOCKED)
+            room = width - sum(row.record.state in working for row in self._lane(lane))
+            held = [row for row in self._lane(lane) if row.record.state is State.HELD]
+            for row in held[:room]:
+                row.record = replace(row.record, state=State.SCHEDULED)
+
     def _lane(self, lane: int) -> list[Row]:
         return [row for row in self.rows if row.lane == lane]
 
@@ -471,6 +484,7 @@ class Shell:
             case ending:
                 assert isinstance(ending, Completed | Failed | Undone | Recurred) or is_refused(ending), ending
         self._cancel_children(decision)
+        self._refill_lanes()
         self._snapshot()
         if isinstance(decision.ending, Recurred):
             self._recur(decision.ending)
