@@ -34,6 +34,7 @@ from orchestrator.runtime.operator import Operator
 from orchestrator.runtime.poller import Poller
 from orchestrator.runtime.queues import Queues
 from orchestrator.runtime.registry import ActivityDefaults, RegisteredCompensation, Registry, seconds
+from orchestrator.runtime.retention import Retention
 from orchestrator.runtime.running import RegisteredWorkflows, refuse_sending_inside_passes
 from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.starter import Starter
@@ -223,6 +224,16 @@ class Orchestrator:
             return InstancePage(
                 [describe(each, instances.load_attributes(connection, each.id)) for each in page.instances], page.cursor
             )
+
+    def purge(self, *, older_than: timedelta | datetime, statuses: str | Iterable[str] | None = None) -> int:
+        """Delete instances that ended longer ago than ``older_than``, or before that instant; return how many.
+
+        ``statuses`` names those to purge (default: all in which an instance has ended); any other status raises
+        ``InvalidOperation``, a datetime without a time zone ``NaiveDatetime``.  An instance stays while its callbacks
+        have not been told, a repair of it is under way, or its parent is there.  Its id stays used: a late message of
+        ``.delay()`` does not begin it anew, only ``start`` does.
+        """
+        return Retention(self.store, self.settings, self.coordinator.clock).purge(older_than, statuses)
 
     def find_instance(self, instance_id: str) -> Instance | None:
         """Return the row of an instance, ``None`` if there is none."""

@@ -28,6 +28,7 @@ from orchestrator.runtime.mail import Postman
 from orchestrator.runtime.observer import Observer
 from orchestrator.runtime.passes import earliest
 from orchestrator.runtime.queues import Queues
+from orchestrator.runtime.retention import Retention
 from orchestrator.store import due, history, instances, mailbox, workers
 from orchestrator.store.due import DueRecord, HeldClaim
 from orchestrator.store.engine import is_transient
@@ -69,6 +70,7 @@ class Poller:
         self.queues = queues
         self.postman = postman
         self.observer = Observer(self.settings.heartbeat_limit)
+        self.retention = Retention(coordinator.store, coordinator.settings, coordinator.clock)
         self._interval = min(self.settings.poll_interval, self.settings.heartbeat_limit / 5)
         self._suspects: dict[tuple[str, int], float] = {}
         self._early_at = self._forgot_at = time.monotonic()
@@ -101,6 +103,7 @@ class Poller:
             self.publish_owed_passes,
             self.finish_ended,
             self.forget_workers,
+            self.retention.purge_expired,
         ]
         while not self._stopping.wait(self._seconds_to_next()):
             for part in parts:

@@ -91,6 +91,8 @@ def terminate(passes: Passes, connection: Connection, instance: Instance, change
             settled = {"state": State.SETTLED, "outcome": settling.outcome_unbegun(row), "awaited": None}
             change.change_row(row, {**settled, "publish_at": None, "expires_at": None, "due_at": None})
         is_open = row.state in (State.RUNNING, State.TIMED_OUT)
+        if is_open:  # left to end, and not tried again
+            change.change_row(row, {"is_draining": True, "due_at": None})
         if row.kind is Kind.CHILD and is_open and not row.is_detached and row.child_id is not None:
             change.mail.append(
                 NewMail(row.child_id, kind=MailKind.TERMINATE, payload=reason, message_id=f"stop:{row.run}:{row.seq}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,6 +29,7 @@ class Settings(BaseModel):
     max_lost: Annotated[int, Field(ge=0)] = 3
     max_publications: Annotated[int, Field(ge=1)] = 6
     max_pass_attempts: Annotated[int, Field(ge=1)] = 3
+    retention: Annotated[timedelta, Field(gt=timedelta(0), le=timedelta(days=36500))] | None = None
     max_payload_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
 
     @classmethod

@@ -20,7 +20,7 @@ from orchestrator.runtime.dispatch import START_HEADER, Dispatcher
 from orchestrator.runtime.inputs import check_instance_id
 from orchestrator.runtime.running import RegisteredWorkflows
 from orchestrator.runtime.workflow import WorkflowHandle, WorkflowTask
-from orchestrator.store import instances
+from orchestrator.store import instances, purging
 from orchestrator.store.engine import is_transient
 from orchestrator.store.instances import Instance
 
@@ -29,6 +29,10 @@ logger = logging.getLogger("orchestrator")
 #: How long a start task tries to reach the store before it gives its process back, and after how many poll intervals
 #: it is sent again.
 START_PATIENCE_SECONDS, START_DELAY_POLLS = 5.0, 10
+
+
+class Purged(Exception):
+    """The instance that a start task would begin was purged; its transaction is rolled back."""
 
 
 class Starter:
@@ -56,7 +60,7 @@ class Starter:
         request = codec.encode({name: value for name, value in links.items() if value}, "the callbacks")
         generation = secrets.token_hex(8)
         queue = self.dispatcher.workflow_queue(task.name, options)
-        if not self._insert(instance_id, generation, task.name, queue, text, request):
+        if not self._insert(instance_id, generation, task.name, queue, text, request, may_be_purged=True):
             existing = self._existing(instance_id, task.name, text, on_conflict)
             return task.AsyncResult(existing.id)
         return self.publish(instance_id, generation, task.name, text, options)
@@ -88,12 +92,21 @@ class Starter:
         return found
 
     def _insert(
-        self, instance_id: str, generation: str, workflow: str, queue: str | None, text: str, request: str | None
+        self,
+        instance_id: str,
+        generation: str,
+        workflow: str,
+        queue: str | None,
+        text: str,
+        request: str | None,
+        *,
+        may_be_purged: bool,
     ) -> bool:
+        """Record an instance; return ``False`` if its id is taken.  Raises ``Purged`` unless it ``may_be_purged``."""
         now = self.coordinator.clock()
         grace = timedelta(seconds=self.coordinator.settings.publish_grace)
         with self.store.begin("start") as connection:
-            return instances.insert_instance(
+            is_new = instances.insert_instance(
                 connection,
                 instance_id=instance_id,
                 generation=generation,
@@ -104,6 +117,12 @@ class Starter:
                 now=now,
                 pass_due_at=now + grace,
             )
+            if is_new and may_be_purged:
+                purging.forget_purged(connection, instance_id)
+            # after the insert, which waits for a purge of that id that is under way: what it leaves is seen then
+            elif is_new and purging.is_purged(connection, instance_id):
+                raise Purged
+            return is_new
 
     def _existing(self, instance_id: str, workflow: str, text: str, on_conflict: str) -> Instance:
         with self.store.read("start") as connection:
@@ -135,6 +154,13 @@ class Starter:
             raise task.retry(
                 exc=error, countdown=START_DELAY_POLLS * settings.poll_interval, max_retries=None
             ) from error
+        except Purged:
+            logger.warning(
+                "%s was purged: its start message came late or again, and is dropped; only orchestrator.start() uses "
+                "the id again",
+                request.id,
+            )
+            return
         try:
             self.dispatcher.deliver(self.coordinator.advance(request.id, generation))
         except Exception:
@@ -151,10 +177,13 @@ class Starter:
         queue = self.dispatcher.queue_bound_to(request.delivery_info or {}) or self.dispatcher.workflow_queue(
             task.name, {}
         )
-        if self._insert(instance_id, generation, task.name, queue, text, finishing.request_of(request)):
+        kept = finishing.request_of(request)
+        if self._insert(instance_id, generation, task.name, queue, text, kept, may_be_purged=False):
             return generation
         with self.store.read("start") as connection:
             existing = instances.find_instance(connection, instance_id)
+            if existing is None and purging.is_purged(connection, instance_id):
+                raise Purged
         if existing is None or (existing.workflow, existing.input) != (task.name, text):
             raise errors.InstanceExists(instance_id, "with other input; this start is dropped")
         return existing.generation
