@@ -187,7 +187,7 @@ def _public_names() -> list[str]:
 
 
 #: What of ``Orchestrator`` is for users; the rest of its names wires the parts.
-_DOCUMENTED = ("workflow", "compensates", "activity", "start", "get", "list", "purge")
+_DOCUMENTED = ("workflow", "compensates", "activity", "start", "enqueue", "send", "publish", "get", "list", "purge")
 
 
 @pytest.mark.parametrize("name", _public_names())

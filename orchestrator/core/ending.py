@@ -73,9 +73,11 @@ def undo_scope(current: Pass, scope: Scope) -> tuple[NotUndone, ...]:
 def undo_nodes(current: Pass, nodes: list[Node]) -> tuple[NotUndone, ...]:
     """Drain and undo single steps of a scope that goes on."""
     drain(current, nodes)
+    # before the waves: a pivot may succeed meanwhile, and commits what is being undone all the same
+    undone = {node for node in nodes if not node.is_committed}
     failed = _undo_waves(current, Scope(current.scope.path, batches=[Batch([node]) for node in nodes]))
     for node in nodes:
-        node.is_undone, node.is_observed = not node.is_committed, True
+        node.is_undone, node.is_observed = node in undone, True
     return failed
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator import errors
 from orchestrator.core.ending import undo_nodes
 from orchestrator.core.passes import Pass, failure_of
-from orchestrator.core.records import Outcome
+from orchestrator.core.records import Kind, Outcome
 from orchestrator.core.saga import Node
 
 __all__ = ["ChildHandle", "GroupHandle", "Handle", "MessageHandle", "StepHandle", "TimerHandle", "leaves"]
@@ -151,7 +151,9 @@ def leaves(handles: Iterable[Handle]) -> list[Node]:
 
 def first_failure(nodes: Iterable[Node]) -> Node | None:
     """Return the failed node with the lowest ``seq``, leaving out those whose failure is no error."""
-    failed = [node for node in nodes if node.is_failure and not node.optional]
+    # a timer or receive that was cancelled has its own answer, the same in a gather as from its handle
+    awaited = (Kind.TIMER, Kind.RECEIVE)
+    failed = [node for node in nodes if node.is_failure and not node.optional and node.record.kind not in awaited]
     return min(failed, key=lambda node: node.seq, default=None)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, NoReturn
 
 from orchestrator import errors
@@ -114,6 +115,8 @@ class Pass:
         self.is_undo_requested = False
         self.patches: dict[str, bool] = {}
         self.child_names = frozenset(r.name for r in history.records if r.kind is Kind.CHILD)
+        self.has_completed = any(isinstance(event, UndoRequested) for event in history.inbox)
+        self._fired = frozenset(event.seq for event in history.inbox if isinstance(event, Settled))
         self._delivered = 0
         self._mailbox: defaultdict[str, deque[MessageTaken]] = defaultdict(deque)
         self._cancellation: CancelRequested | None = None  # delivered, and not raised yet
@@ -135,6 +138,9 @@ class Pass:
         if seq < len(self.history.records):
             record = self.history.records[seq]
             self._compare(record, command)
+        elif self.has_completed and not self.is_undo_requested:
+            requested = _describe(command.kind, command.name, command.scope, command.undoes)
+            self.stop(Diverged(seq, "nothing more", requested))
         else:
             outcome, result, failure = settle() if settle is not None else (None, None, None)
             new = NewRecord(seq, command, self.order, outcome, result, failure)
@@ -151,6 +157,14 @@ class Pass:
     def is_at_frontier(self) -> bool:
         """Whether the next command is one that no earlier pass has asked for."""
         return len(self.nodes) >= len(self.history.records)
+
+    def has_passed(self, at: datetime) -> bool:
+        """Tell whether the next command, a timer, fires as it is recorded."""
+        if self.is_at_frontier:
+            return at <= self.now
+        # a deploy may change the instant; what is recorded has fired at once, or will, as it was asked for then
+        record = self.history.records[len(self.nodes)]
+        return record.outcome is Outcome.SUCCEEDED and record.seq not in self._fired
 
     def check_known(self, name: str) -> None:
         """Refuse a task that nobody knows."""
@@ -265,6 +279,8 @@ class Pass:
                 if self._cancellation is None and not self._is_past_pivot:
                     self._cancellation = event
             case UndoRequested():
+                if wanted.needed > 0 and not self.is_undo_requested:
+                    self.stop(Diverged(len(self.nodes), "nothing more", "a wait"))
                 self.is_undo_requested = True
         return True
 

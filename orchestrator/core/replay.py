@@ -19,7 +19,6 @@ from orchestrator.core.records import (
     Failed,
     History,
     Undone,
-    UndoRequested,
 )
 from orchestrator.core.saga import Scope
 
@@ -85,7 +84,7 @@ def _run(
     except errors.InvalidInput as error:
         # the work is done and its result cannot be kept: a deploy mends that, undoing it all would not
         current.break_off(error)
-    if not any(isinstance(event, UndoRequested) for event in current.history.inbox):
+    if not current.has_completed:
         return Completed(result)
     nothing = Wanted({}, 0)
     while not current.is_undo_requested:

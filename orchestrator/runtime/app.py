@@ -5,22 +5,24 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import celery
 from billiard import current_process
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import Celery, signals
+from celery.result import AsyncResult
 
 from orchestrator import errors
+from orchestrator.core.records import PublishMessage
 from orchestrator.core.retry import RetryPolicy
 from orchestrator.runtime import foreign, owner, running, softlimit
 from orchestrator.runtime.activity import StepRunner, wrap
 from orchestrator.runtime.aftermath import Aftermath
-from orchestrator.runtime.change import Outbox
 from orchestrator.runtime.claims import Claims
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.dispatch import ADVANCE, HEADER, Dispatcher
+from orchestrator.runtime.enqueuing import Enqueuer
 from orchestrator.runtime.executing import Executing
 from orchestrator.runtime.finishing import Finisher
 from orchestrator.runtime.foreign import ForeignSteps
@@ -29,7 +31,7 @@ from orchestrator.runtime.heartbeat import Heartbeat, WorkerDescription
 from orchestrator.runtime.host import CeleryHost
 from orchestrator.runtime.known import KnownTasks
 from orchestrator.runtime.lifecycle import Lifecycle
-from orchestrator.runtime.mail import Postman, read_message, send
+from orchestrator.runtime.mail import Postman, read_message
 from orchestrator.runtime.operator import Operator
 from orchestrator.runtime.poller import Poller
 from orchestrator.runtime.queues import Queues
@@ -51,6 +53,9 @@ from orchestrator.store import instances
 from orchestrator.store.engine import Store
 from orchestrator.store.instances import Instance
 from orchestrator.store.mailbox import NewMail
+
+if TYPE_CHECKING:
+    from orchestrator.runtime.callers import CallersSession
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -148,14 +153,27 @@ class Orchestrator:
         signature: Any,
         *,
         instance_id: str | None = None,
+        session: CallersSession | None = None,
         on_conflict: Literal["return", "raise"] = "return",
     ) -> WorkflowHandle:
         """Start a workflow, durably: when this returns the instance is recorded, whatever becomes of the message.
 
         ``instance_id`` makes it idempotent: a second start with the same id, workflow and input returns the same
         instance (or raises ``InstanceExists`` with ``on_conflict="raise"``); other input raises ``InstanceExists``.
+
+        With ``session``, a SQLAlchemy ``Session``, ``scoped_session`` or ``Connection`` on the store's database, the
+        instance exists if and only if the caller's transaction commits; it begins after that.
         """
-        return self.starter.start(signature, instance_id, on_conflict)
+        return self.starter.start(signature, instance_id, on_conflict, session)
+
+    def enqueue(self, signature: Any, *, session: CallersSession) -> AsyncResult:
+        """Send a plain task, or a canvas, if and only if the caller's transaction commits.
+
+        ``session`` is as for ``start``.  The message is sent after the commit, at least once, and always under the ids
+        of the result returned.  Raises ``NotEncodable`` for arguments that have no JSON form, ``PayloadTooLarge``,
+        ``InputMismatch`` for those that the task does not take, and ``InvalidOperation`` for a workflow.
+        """
+        return self.enqueuer.enqueue(signature, session)
 
     def send(
         self,
@@ -165,31 +183,36 @@ class Orchestrator:
         *,
         message_id: str | None = None,
         missing: Literal["raise", "ignore"] = "raise",
+        session: CallersSession | None = None,
     ) -> bool:
         """Send ``message`` to an instance, which keeps it until it receives on ``channel``.
 
-        When this returns the message is recorded.  The same ``message_id`` is delivered once on a channel.  Raises
-        ``UnknownInstance`` or ``InstanceEnded``, or with ``missing="ignore"`` returns ``False``.
+        When this returns the message is recorded; with ``session`` (see ``start``) it is when the caller's transaction
+        commits.  The same ``message_id`` is delivered once on a channel.  Raises ``UnknownInstance`` or
+        ``InstanceEnded``, or with ``missing="ignore"`` returns ``False``.
         """
         running.check_outside_of_passes("a message")
         payload = read_message(channel, message, message_id, self.settings.max_payload_bytes)
         new = NewMail(instance_id, channel, payload, message_id)
-        with self.store.begin("send") as connection:
-            is_sent = send(connection, new, missing, self.coordinator)
-        if is_sent:
-            self.dispatcher.deliver(Outbox(wakes=[instance_id]))
-        return is_sent
+        return self.postman.send(new, missing, session, self.dispatcher.deliver)
 
-    def publish(self, channel: str, message: Any, *, message_id: str | None = None) -> None:
+    def publish(
+        self,
+        channel: str,
+        message: Any,
+        *,
+        message_id: str | None = None,
+        session: CallersSession | None = None,
+    ) -> None:
         """Give ``message`` to every instance that has subscribed to ``channel``; of those that compete, to one.
 
-        When this returns it is recorded.  The same ``message_id`` is delivered once on a channel.
+        When this returns it is recorded; with ``session`` (see ``start``) it is when the caller's transaction commits.
+        The same ``message_id`` is delivered once on a channel.
         """
         running.check_outside_of_passes("a message")
         payload = read_message(channel, message, message_id, self.settings.max_payload_bytes)
-        with self.store.begin("publish-message") as connection:
-            outbox = self.postman.publish(connection, channel, payload, message_id)
-        self.dispatcher.deliver(outbox)
+        command = PublishMessage(channel, "", payload, message_id)
+        self.postman.publish(command, session, self.dispatcher.deliver)
 
     def get(self, instance_id: str) -> WorkflowHandle:
         """Return the handle of an instance.  Raises ``UnknownInstance``."""
@@ -289,6 +312,10 @@ class Orchestrator:
         return Starter(self.coordinator, self.dispatcher, self.workflows)
 
     @functools.cached_property
+    def enqueuer(self) -> Enqueuer:
+        return Enqueuer(self.app, self.store, self.settings, self.coordinator.clock)
+
+    @functools.cached_property
     def foreign(self) -> ForeignSteps:
         return ForeignSteps(self.coordinator, self.dispatcher)
 
@@ -317,7 +344,13 @@ class Orchestrator:
         """Return the threads of a worker; called before its pool forks."""
         self.executing.share()
         poller = Poller(
-            self.coordinator, self.dispatcher, self.finisher, self.executing, Queues(self.app), self.postman
+            self.coordinator,
+            self.dispatcher,
+            self.finisher,
+            self.executing,
+            Queues(self.app),
+            self.postman,
+            self.enqueuer,
         )
         describe_worker = functools.partial(self._describe_worker, worker)
         heartbeat = Heartbeat(self.store, self.settings, self.executing, describe_worker)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
 from orchestrator import codec, errors
 from orchestrator.core.calls.waiting import LONGEST_CHANNEL, LONGEST_MESSAGE_ID
-from orchestrator.core.records import Delivery, Outcome, Payload
-from orchestrator.runtime import requests, settling
+from orchestrator.core.records import Delivery, Outcome, Payload, PublishMessage
+from orchestrator.runtime import callers, requests, settling
 from orchestrator.runtime.change import Change, Outbox
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.writing import WOKEN_AT_ONCE
@@ -23,7 +25,13 @@ from orchestrator.store.history import StepKey
 from orchestrator.store.instances import Instance
 from orchestrator.store.mailbox import Mail, MailKind, NewMail, TakenMail
 
+if TYPE_CHECKING:
+    from orchestrator.runtime.callers import CallersSession
+
 logger = logging.getLogger("orchestrator")
+
+#: What delivers what a commit leaves to be done.
+Deliver = Callable[[Outbox], None]
 
 #: So often mail is offered to an instance that does not exist: a child may not have been started yet.
 MOST_ATTEMPTS = 20
@@ -45,21 +53,6 @@ def find_receiver(connection: Connection, instance_id: str) -> Delivery:
     if found is None:
         return Delivery.UNKNOWN
     return Delivery.ENDED if found.status.is_final else Delivery.DELIVERED
-
-
-def send(connection: Connection, new: NewMail, missing: str, coordinator: Coordinator) -> bool:
-    """Insert a message for an instance; refuse one that is unknown or has ended."""
-    if missing not in ("raise", "ignore"):
-        raise errors.InvalidOperation(f"missing is 'raise' or 'ignore', not {missing!r}")
-    delivery = find_receiver(connection, new.instance_id)
-    if delivery is Delivery.DELIVERED:
-        mailbox.insert_mail(connection, new, coordinator.clock())
-        return True
-    if missing == "ignore":
-        return False
-    raise (
-        errors.InstanceEnded(new.instance_id) if delivery is Delivery.ENDED else errors.UnknownInstance(new.instance_id)
-    )
 
 
 class Postman:
@@ -173,13 +166,45 @@ class Postman:
 
         return self.store.retrying(once, patience_seconds=1.0)
 
-    # --- publishing -----------------------------------------------------------------------------------------------
+    # --- sending --------------------------------------------------------------------------------------------------
 
-    def publish(self, connection: Connection, channel: str, payload: Payload, message_id: str | None) -> Outbox:
-        """Insert a publication, and return whom to tell of it after the commit."""
-        now = self.coordinator.clock()
-        wakes = mailbox.publish(connection, channel, payload, message_id, now, WOKEN_AT_ONCE)
-        return Outbox(wakes=wakes, shared=[channel])
+    def send(self, new: NewMail, missing: str, session: CallersSession | None, deliver: Deliver) -> bool:
+        """Insert a message for an instance, and tell it after the commit; refuse one that is unknown or has ended."""
+        if missing not in ("raise", "ignore"):
+            raise errors.InvalidOperation(f"missing is 'raise' or 'ignore', not {missing!r}")
+        with self._transaction("send", session) as connection:
+            delivery = find_receiver(connection, new.instance_id)
+            if delivery is Delivery.DELIVERED:
+                mailbox.insert_mail(connection, new, self.coordinator.clock())
+        if delivery is Delivery.DELIVERED:
+            _after(session, lambda: deliver(Outbox(wakes=[new.instance_id])))
+            return True
+        if missing == "ignore":
+            return False
+        raise _REFUSED[delivery](new.instance_id)
+
+    def publish(self, message: PublishMessage, session: CallersSession | None, deliver: Deliver) -> None:
+        """Insert a publication, and tell those it is for after the commit."""
+        now, told = self.coordinator.clock(), WOKEN_AT_ONCE
+        with self._transaction("publish-message", session) as connection:
+            wakes = mailbox.publish(connection, message.name, message.payload, message.message_id, now, told)
+        _after(session, lambda: deliver(Outbox(wakes=wakes, shared=[message.name])))
+
+    def _transaction(self, purpose: str, session: CallersSession | None) -> AbstractContextManager[Connection]:
+        if session is None:
+            return self.store.begin(purpose)
+        return nullcontext(callers.connection_of(session, self.store))
+
+
+def _after(session: CallersSession | None, do: Callable[[], None]) -> None:
+    """Do it after the caller's commit; where nobody tells of that, the poller does."""
+    if session is None:
+        do()
+    else:
+        callers.after_commit(session, do)
+
+
+_REFUSED = {Delivery.ENDED: errors.InstanceEnded, Delivery.UNKNOWN: errors.UnknownInstance}
 
 
 def _undoing(mail: Mail) -> StepKey:

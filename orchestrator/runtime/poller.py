@@ -22,6 +22,7 @@ from orchestrator.core.attempts import AttemptDoubtful, AttemptLost, Ended
 from orchestrator.core.records import Failure, Kind, State
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.dispatch import HEADER, Dispatcher, read_header, task_id_of
+from orchestrator.runtime.enqueuing import Enqueuer
 from orchestrator.runtime.executing import Executing, Execution, is_alive, token_of
 from orchestrator.runtime.finishing import Finisher
 from orchestrator.runtime.mail import Postman
@@ -60,6 +61,7 @@ class Poller:
         executing: Executing,
         queues: Queues,
         postman: Postman,
+        enqueuer: Enqueuer,
     ) -> None:
         self.coordinator = coordinator
         self.store = coordinator.store
@@ -69,6 +71,7 @@ class Poller:
         self.executing = executing
         self.queues = queues
         self.postman = postman
+        self.enqueuer = enqueuer
         self.observer = Observer(self.settings.heartbeat_limit)
         self.retention = Retention(coordinator.store, coordinator.settings, coordinator.clock)
         self._interval = min(self.settings.poll_interval, self.settings.heartbeat_limit / 5)
@@ -101,6 +104,7 @@ class Poller:
             self.hand_out_shared,
             self.publish_early,
             self.publish_owed_passes,
+            self.enqueuer.publish_due,
             self.finish_ended,
             self.forget_workers,
             self.retention.purge_expired,

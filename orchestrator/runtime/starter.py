@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import secrets
 import uuid
+from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from celery.canvas import Signature
 from celery.utils.functional import maybe_list
@@ -14,7 +17,8 @@ from kombu.exceptions import KombuError
 from sqlalchemy import exc
 
 from orchestrator import codec, errors
-from orchestrator.runtime import finishing, running
+from orchestrator.core.records import Payload
+from orchestrator.runtime import callers, finishing, running
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.dispatch import START_HEADER, Dispatcher
 from orchestrator.runtime.inputs import check_instance_id
@@ -23,6 +27,9 @@ from orchestrator.runtime.workflow import WorkflowHandle, WorkflowTask
 from orchestrator.store import instances, purging
 from orchestrator.store.engine import is_transient
 from orchestrator.store.instances import Instance
+
+if TYPE_CHECKING:
+    from orchestrator.runtime.callers import CallersSession
 
 logger = logging.getLogger("orchestrator")
 
@@ -33,6 +40,16 @@ START_PATIENCE_SECONDS, START_DELAY_POLLS = 5.0, 10
 
 class Purged(Exception):
     """The instance that a start task would begin was purged; its transaction is rolled back."""
+
+
+@dataclass(frozen=True, slots=True)
+class _NewInstance:
+    instance_id: str
+    generation: str
+    workflow: str
+    queue: str | None
+    arguments: Payload
+    request: Payload
 
 
 class Starter:
@@ -46,7 +63,13 @@ class Starter:
 
     # --- from the call --------------------------------------------------------------------------------------------
 
-    def start(self, signature: Any, instance_id: str | None, on_conflict: Literal["return", "raise"]) -> WorkflowHandle:
+    def start(
+        self,
+        signature: Any,
+        instance_id: str | None,
+        on_conflict: Literal["return", "raise"],
+        session: CallersSession | None = None,
+    ) -> WorkflowHandle:
         """Record an instance and publish its start task; see ``Orchestrator.start``."""
         if on_conflict not in ("return", "raise"):
             raise errors.InvalidOperation(f"on_conflict is {on_conflict!r}; it is 'return' or 'raise'")
@@ -60,10 +83,16 @@ class Starter:
         request = codec.encode({name: value for name, value in links.items() if value}, "the callbacks")
         generation = secrets.token_hex(8)
         queue = self.dispatcher.workflow_queue(task.name, options)
-        if not self._insert(instance_id, generation, task.name, queue, text, request, may_be_purged=True):
-            existing = self._existing(instance_id, task.name, text, on_conflict)
+        new = _NewInstance(instance_id, generation, task.name, queue, text, request)
+        if not self._insert(new, session, may_be_purged=True):
+            existing = self._existing(instance_id, task.name, text, on_conflict, session)
             return task.AsyncResult(existing.id)
-        return self.publish(instance_id, generation, task.name, text, options)
+        publish = functools.partial(self.publish, instance_id, generation, task.name, text, options)
+        if session is None:
+            publish()
+        else:
+            callers.after_commit(session, publish)
+        return task.AsyncResult(instance_id)
 
     def publish(
         self, instance_id: str, generation: str, workflow: str, text: str, options: dict[str, Any]
@@ -91,42 +120,43 @@ class Starter:
         found: WorkflowTask = task
         return found
 
-    def _insert(
-        self,
-        instance_id: str,
-        generation: str,
-        workflow: str,
-        queue: str | None,
-        text: str,
-        request: str | None,
-        *,
-        may_be_purged: bool,
-    ) -> bool:
+    def _insert(self, new: _NewInstance, session: CallersSession | None = None, *, may_be_purged: bool) -> bool:
         """Record an instance; return ``False`` if its id is taken.  Raises ``Purged`` unless it ``may_be_purged``."""
+        own = None if session is None else callers.connection_of(session, self.store)
         now = self.coordinator.clock()
-        grace = timedelta(seconds=self.coordinator.settings.publish_grace)
-        with self.store.begin("start") as connection:
+        # what is not told of its commit is not published by it: the poller finds it due
+        is_published = session is None or callers.tells_of_commits(session)
+        grace = timedelta(seconds=self.coordinator.settings.publish_grace if is_published else 0.0)
+        with self.store.begin("start") if own is None else nullcontext(own) as connection:
             is_new = instances.insert_instance(
                 connection,
-                instance_id=instance_id,
-                generation=generation,
-                workflow=workflow,
-                queue=queue,
-                arguments=text,
-                request=request,
+                instance_id=new.instance_id,
+                generation=new.generation,
+                workflow=new.workflow,
+                queue=new.queue,
+                arguments=new.arguments,
+                request=new.request,
                 now=now,
                 pass_due_at=now + grace,
             )
             if is_new and may_be_purged:
-                purging.forget_purged(connection, instance_id)
+                purging.forget_purged(connection, new.instance_id)
             # after the insert, which waits for a purge of that id that is under way: what it leaves is seen then
-            elif is_new and purging.is_purged(connection, instance_id):
+            elif is_new and purging.is_purged(connection, new.instance_id):
                 raise Purged
             return is_new
 
-    def _existing(self, instance_id: str, workflow: str, text: str, on_conflict: str) -> Instance:
-        with self.store.read("start") as connection:
-            existing = instances.find_instance(connection, instance_id)
+    def _existing(
+        self, instance_id: str, workflow: str, text: str, on_conflict: str, session: CallersSession | None
+    ) -> Instance:
+        existing = None
+        if session is not None:
+            # it may be the caller's own, which nobody else sees yet
+            existing = instances.find_instance(callers.connection_of(session, self.store), instance_id)
+        if existing is None:
+            # or another's, younger than what the caller's transaction sees
+            with self.store.read("start") as connection:
+                existing = instances.find_instance(connection, instance_id)
         if existing is None:
             raise errors.InstanceExists(instance_id, "and was deleted just now; try again")
         if on_conflict == "raise":
@@ -177,8 +207,8 @@ class Starter:
         queue = self.dispatcher.queue_bound_to(request.delivery_info or {}) or self.dispatcher.workflow_queue(
             task.name, {}
         )
-        kept = finishing.request_of(request)
-        if self._insert(instance_id, generation, task.name, queue, text, kept, may_be_purged=False):
+        new = _NewInstance(instance_id, generation, task.name, queue, text, finishing.request_of(request))
+        if self._insert(new, may_be_purged=False):
             return generation
         with self.store.read("start") as connection:
             existing = instances.find_instance(connection, instance_id)

@@ -26,6 +26,7 @@ from orchestrator.store.instances import Instance, Status
 
 if TYPE_CHECKING:
     from orchestrator.runtime.app import Orchestrator
+    from orchestrator.runtime.callers import CallersSession
 
 CELERY_STATES = {
     Status.PENDING: "PENDING",
@@ -391,9 +392,12 @@ class WorkflowHandle(AsyncResult):
         message_id: str | None = None,
         *,
         missing: Literal["raise", "ignore"] = "raise",
+        session: CallersSession | None = None,
     ) -> bool:
         """Send a message to the instance; see ``Orchestrator.send``."""
-        return self._orchestrator.send(self.id, channel, message, message_id=message_id, missing=missing)
+        return self._orchestrator.send(
+            self.id, channel, message, message_id=message_id, missing=missing, session=session
+        )
 
     def resume(self) -> None:
         """Give a ``BLOCKED`` instance another try: its blocked steps another attempt, its code another pass."""

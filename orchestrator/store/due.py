@@ -10,7 +10,7 @@ from sqlalchemy import Connection, func, select, update
 
 from orchestrator.core.records import Kind, State
 from orchestrator.store.history import Claimant, HistoryRow, StepKey, list_rows
-from orchestrator.store.tables import finish, history, instance, message, worker
+from orchestrator.store.tables import finish, history, instance, message, outbox, worker
 
 _OPEN = (State.RUNNING, State.TIMED_OUT)
 
@@ -112,6 +112,7 @@ def find_next_due(connection: Connection) -> datetime | None:
             instance.c.deadline_at,
             message.c.due_at,
             finish.c.due_at,
+            outbox.c.due_at,
         )
     ]
     return min((moment for moment in moments if moment is not None), default=None)

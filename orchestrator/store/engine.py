@@ -88,6 +88,10 @@ class Store:
         finally:
             current_purpose.reset(token)
 
+    def prepare(self) -> None:
+        """Migrate the schema, if that has not been done; where it is current nothing is written."""
+        self._ready_engine()
+
     def _ready_engine(self) -> Engine:
         if self._engine is None or not self._is_migrated:
             with self._lock:

@@ -23,6 +23,6 @@ class Part:
         if not isinstance(until, datetime):
             return self._pass.ask(StartTimer(scope, seconds=read_seconds(until, what)))
         at = check_instant(until, what)
-        if at > self._pass.now:
+        if not self._pass.has_passed(at):
             return self._pass.ask(StartTimer(scope, at=at))
         return self._pass.ask(StartTimer(scope, at=at), settle=lambda: (Outcome.SUCCEEDED, None, None))

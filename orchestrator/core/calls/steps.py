@@ -95,7 +95,8 @@ class StepCalls(Part):
         if not (isinstance(plan, StartChild) and plan.is_detached):  # its scope ends without that one
             self._pass.scope.batches.append(Batch([node]))
         if isinstance(plan, StartChild):
-            return ChildHandle(self._pass, [node], plan.child_id)
+            # of a fork the record tells: the id is made of its origin's
+            return ChildHandle(self._pass, [node], node.record.child_id or plan.child_id)
         return StepHandle(self._pass, [node])
 
     def gather(self, *steps: Any, return_exceptions: bool = False) -> list[Any]:

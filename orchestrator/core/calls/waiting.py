@@ -119,7 +119,8 @@ class WaitCalls(Part):
 
     def _find_receiver(self, instance_id: str) -> Settlement:
         # a child that this very pass starts is nowhere to be found yet
-        children = {new.command.child_id for new in self._pass.records if isinstance(new.command, StartChild)}
+        asked = [new for new in self._pass.records if new.outcome is None]
+        children = {new.command.child_id for new in asked if isinstance(new.command, StartChild)}
         is_own = instance_id in children
         delivery = Delivery.DELIVERED if is_own else self._pass.host.find_receiver(instance_id)
         return Outcome.SUCCEEDED, json.dumps(delivery), None
@@ -172,11 +173,13 @@ class WaitCalls(Part):
         self._refuse_compensations()
         end_scope(self._pass, scope)
         close(self._pass, scope.nodes())
+        self._pass.raise_cancellation()  # delivered while a doubt was undone: the next run would not be told of it
         self._refuse_compensations()
         self._pass.stop(Recurred(payload, self._pass.order))
 
     def _refuse_compensations(self) -> None:
-        registered = [node for node in self._pass.scope.nodes() if node.needs_undoing]
+        # what is in doubt is undone as the run ends
+        registered = [node for node in self._pass.scope.nodes() if node.needs_undoing and not node.is_in_doubt]
         if registered:
             raise errors.ContextMisused(
                 f"ctx.recur would forget {len(registered)} compensation(s), the first for step {registered[0].seq} "

@@ -17,8 +17,10 @@ _LOCK = 0x53414741  # "SAGA": the number of PostgreSQL's advisory lock
 
 def upgrade(engine: Engine) -> None:
     """Bring the schema to ``HEAD``; do nothing where it is there already."""
-    with engine.connect() as connection, connection.begin():
-        if _is_current(find_revision(connection)):
+    # a look takes no lock: it may be a caller's transaction, waiting for this, that holds SQLite's only one
+    looking = engine.execution_options(orchestrator_immediate=False)
+    with looking.connect() as connection, connection.begin():
+        if is_current(connection):
             return
     with engine.connect() as connection, _alone(connection), connection.begin():
         revision = find_revision(connection)
@@ -26,6 +28,11 @@ def upgrade(engine: Engine) -> None:
             _clear_away(connection)
         if not _is_current(revision):
             _run(connection)
+
+
+def is_current(connection: Connection) -> bool:
+    """Tell whether the tables that a connection sees are those of ``HEAD``, or newer ones."""
+    return _is_current(find_revision(connection))
 
 
 def _is_current(revision: str | None) -> bool:
