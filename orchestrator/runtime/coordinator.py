@@ -322,7 +322,7 @@ class Coordinator(Passes):
     # --- what the clock brings ------------------------------------------------------------------------------------
 
     def time_out(self, key: StepKey) -> Outbox:
-        """Settle a step whose timeout or expiry has passed, or fire a timer; do nothing if it is not due."""
+        """Settle a step whose timeout or expiry has passed; do nothing if it is not due."""
 
         def prepare(connection: Connection, instance: Instance) -> Change | None:
             row = history.find_row(connection, key)

@@ -30,6 +30,7 @@ from orchestrator.runtime.observer import Observer
 from orchestrator.runtime.passes import earliest
 from orchestrator.runtime.queues import Queues
 from orchestrator.runtime.retention import Retention
+from orchestrator.runtime.timers import Timers
 from orchestrator.store import due, history, instances, mailbox, workers
 from orchestrator.store.due import DueRecord, HeldClaim
 from orchestrator.store.engine import is_transient
@@ -72,6 +73,7 @@ class Poller:
         self.queues = queues
         self.postman = postman
         self.enqueuer = enqueuer
+        self.timers = Timers(coordinator)
         self.observer = Observer(self.settings.heartbeat_limit)
         self.retention = Retention(coordinator.store, coordinator.settings, coordinator.clock)
         self._interval = min(self.settings.poll_interval, self.settings.heartbeat_limit / 5)
@@ -98,6 +100,8 @@ class Poller:
             self.give_back,
             self.give_up_stale_workers,
             self.give_up_orphans,
+            self.fire_timers,
+            self.publish_fired,
             self.settle_due_records,
             self.pass_deadlines,
             self.deliver_mail,
@@ -120,6 +124,8 @@ class Poller:
 
     def _seconds_to_next(self) -> float:
         """Sleep until something is due, or for the poll interval."""
+        if self.timers.has_unpublished:
+            return 0.0
         try:
             with self.store.read("next-due") as connection:
                 moment = due.find_next_due(connection)
@@ -230,14 +236,22 @@ class Poller:
 
     # --- what is due ----------------------------------------------------------------------------------------------
 
+    def fire_timers(self) -> None:
+        """Fire the timers that are due."""
+        self.timers.fire()
+
+    def publish_fired(self) -> None:
+        """Ring the bell for the passes that timers made due, but look for other timers before long."""
+        self.timers.publish(self.dispatcher.publish_advance, self._interval / 2)
+
     def settle_due_records(self) -> None:
-        """Fire timers, settle what timed out or expired, publish what is to be claimed from now on."""
+        """Settle what timed out or expired, publish what is to be claimed from now on."""
         now = self.coordinator.clock()
         with self.store.read("due-records") as connection:
             records = due.list_due_records(connection, now, BATCH)
         for record in records:
             moment = earliest(record.timeout_at, record.expires_at)
-            if record.kind is Kind.TIMER or (moment is not None and moment <= now):
+            if moment is not None and moment <= now:
                 self.dispatcher.deliver(self.coordinator.time_out(record.key))
             elif record.state is State.SCHEDULED:
                 self._publish(record)

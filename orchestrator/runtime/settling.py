@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from orchestrator import codec
 from orchestrator.core.attempts import AttemptDoubtful, AttemptLost, AttemptSucceeded, Ended
-from orchestrator.core.records import Broken, Diverged, Failure, Kind, NotUndone, Outcome, State, Wake
+from orchestrator.core.records import Broken, Diverged, Failure, NotUndone, Outcome, State, Wake
 from orchestrator.runtime.change import Change, with_values
 from orchestrator.store import history
 from orchestrator.store.history import HistoryRow, StepKey
@@ -120,11 +120,8 @@ def _told_by(row: HistoryRow) -> tuple[object, ...]:
 
 
 def settle_by_clock(row: HistoryRow, now: datetime) -> tuple[dict[str, Any], Outcome, str | None] | None:
-    """Return what a timer's instant, a step's timeout or its expiry makes of a record; ``None``: not due."""
+    """Return what a step's timeout or its expiry makes of its record; ``None``: not due."""
     settled = {"state": State.SETTLED, "publish_at": None, "expires_at": None, "due_at": None}
-    if row.kind is Kind.TIMER:
-        is_due = row.state is State.SCHEDULED and row.due_at is not None and row.due_at <= now
-        return (settled, Outcome.SUCCEEDED, None) if is_due else None
     if row.state not in (State.SCHEDULED, State.RUNNING):
         return None
     if row.timeout_at is not None and row.timeout_at <= now:

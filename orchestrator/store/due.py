@@ -1,4 +1,4 @@
-"""What the clock drives: publications, timers, timeouts, and claims whose holder is gone."""
+"""What the clock drives: publications, timeouts, and claims whose holder is gone.  ``timers.py`` has the timers."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class DueRecord:
 
 
 def list_due_records(connection: Connection, now: datetime, limit: int) -> list[DueRecord]:
+    """Return what is due one by one: all but timers."""
     columns = (
         history.c.instance_id,
         history.c.generation,
@@ -41,7 +42,8 @@ def list_due_records(connection: Connection, now: datetime, limit: int) -> list[
         history.c.timeout_at,
         history.c.due_at,
     )
-    statement = select(*columns).where(history.c.due_at <= now).order_by(history.c.due_at).limit(limit)
+    due = (history.c.due_at <= now, history.c.kind != Kind.TIMER)
+    statement = select(*columns).where(*due).order_by(history.c.due_at).limit(limit)
     return [
         DueRecord(StepKey(r[0], r[1], r[2], r[3]), Kind(r[4]), State(r[5]), r[6], r[7], r[8], r[9])
         for r in connection.execute(statement)

@@ -222,8 +222,10 @@ def load_rows(connection: Connection, instance_id: str, run: int) -> list[Histor
     return [_row(row) for row in connection.execute(statement)]
 
 
-def list_rows(connection: Connection, conditions: Sequence[Any], limit: int) -> list[HistoryRow]:
-    statement = select(*_COLUMNS).where(*conditions).order_by(history.c.due_at).limit(limit)
+def list_rows(
+    connection: Connection, conditions: Sequence[Any], limit: int, order: Sequence[Any] = (history.c.due_at,)
+) -> list[HistoryRow]:
+    statement = select(*_COLUMNS).where(*conditions).order_by(*order).limit(limit)
     return [_row(row) for row in connection.execute(statement)]
 
 

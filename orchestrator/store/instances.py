@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, exc, insert, or_, select, update
+from sqlalchemy import Connection, and_, delete, exc, insert, literal, or_, select, update
 
 from orchestrator.core.records import Payload
 from orchestrator.store.tables import attribute, finish, instance, run
@@ -109,6 +109,7 @@ class Parent:
 
 
 _COLUMNS = [instance.c[name] for name in Instance.__slots__]
+_PAYLOADS = ("input", "result", "failure", "request", "seeds")
 
 
 def _instance(row: Any) -> Instance:
@@ -180,6 +181,13 @@ def lock_instance(connection: Connection, instance_id: str) -> Instance | None:
     statement = select(*_COLUMNS).where(instance.c.id == instance_id).with_for_update()
     row = connection.execute(statement).first()
     return None if row is None else _instance(row)
+
+
+def lock_free_instances(connection: Connection, instance_ids: Collection[str]) -> list[Instance]:
+    """Lock those of the instances that nobody else has locked, and wait for none; their payloads are not read."""
+    columns = [literal("").label(name) if name in _PAYLOADS else instance.c[name] for name in Instance.__slots__]
+    statement = select(*columns).where(instance.c.id.in_(instance_ids)).order_by(instance.c.id)
+    return [_instance(row) for row in connection.execute(statement.with_for_update(skip_locked=True))]
 
 
 def update_instance(connection: Connection, locked: Instance, values: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator import RetryPolicy
 from orchestrator.core.context import Context
-from orchestrator.core.records import Failure, Outcome, State
+from orchestrator.core.records import Failure, Kind, Outcome, State
 from orchestrator.store import due, instances
 from orchestrator.store.due import DueRecord
 from orchestrator.store.instances import Status
@@ -34,35 +34,7 @@ def find_next(world: World) -> Any:
         return due.find_next_due(connection)
 
 
-# --- timers -------------------------------------------------------------------------------------------------------
-
-
-def test_a_timer_fires_when_it_is_due_and_not_before(world: Worlds) -> None:
-    started = world(nap=lambda ctx: ctx.sleep(60))
-    started.start("nap")
-    started.clock.advance(59.999999)
-    started.time_out(0)
-    assert started.row(0).state is State.SCHEDULED
-    assert list_due(started) == []
-    started.clock.advance(0.000001)
-    assert [record.key.seq for record in list_due(started)] == [0]
-    started.time_out(0)
-    assert (started.row(0).outcome, list_due(started)) == (Outcome.SUCCEEDED, [])
-    # the poller runs no workflow code
-    assert (started.status(), started.passes_owed) == (Status.RUNNING, 1)
-    started.advance()
-    assert started.status() is Status.COMPLETED
-
-
-def test_a_timer_fires_once(world: Worlds) -> None:
-    started = world(nap=lambda ctx: (ctx.sleep(60), ctx.sleep(60)))
-    started.start("nap")
-    started.clock.advance(60)
-    for _ in range(2):
-        started.time_out(0)
-    assert started.passes_owed == 1
-    started.advance()
-    assert started.row(1).due_at == started.clock() + timedelta(seconds=60)
+# --- timers (test_timers.py has how they fire) -------------------------------------------------------------------
 
 
 def never_waited_for(ctx: Context) -> None:
@@ -77,9 +49,8 @@ def test_a_timer_that_nobody_waited_for_is_not_due_after_the_end(world: Worlds, 
     started.start("nap")
     started.run(0 if started.row(0).name == "charge" else 1, ended)
     assert started.instance.status.is_final
-    started.clock.advance(3600)
-    assert list_due(started) == []
-    assert {row.state for row in started.rows()} == {State.SETTLED}
+    assert {row.due_at for row in started.rows()} == {None}
+    assert {row.outcome for row in started.rows() if row.kind is Kind.TIMER} == {Outcome.WITHDRAWN}
 
 
 # --- timeouts -----------------------------------------------------------------------------------------------------

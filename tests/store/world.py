@@ -21,6 +21,7 @@ from orchestrator.runtime.change import Outbox
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.passes import WorkflowOptions
 from orchestrator.runtime.settings import Settings
+from orchestrator.runtime.timers import Timers
 from orchestrator.store import history, instances, workers
 from orchestrator.store.engine import Store
 from orchestrator.store.history import Claimant, HistoryRow, StepKey, as_history
@@ -195,6 +196,15 @@ class World:
 
     def time_out(self, seq: int) -> None:
         self.publish(self.coordinator.time_out(self.row(seq).key))
+
+    def fire_timers(self) -> None:
+        """Fire what is due, as a poller would."""
+        timers = Timers(self.coordinator)
+        timers.fire()
+        timers.publish(self._note_pass, PATIENCE_SECONDS)
+
+    def _note_pass(self, _instance_id: str, _generation: str, _queue: str | None) -> None:
+        self.passes_owed += 1
 
     def publish(self, outbox: Outbox) -> None:
         self.published += [(row.seq, row.dispatch) for row in outbox.steps]
