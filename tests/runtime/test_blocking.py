@@ -111,7 +111,7 @@ def is_broken(ctx: Context, how: str) -> Any:
         case "compensation":
             return ctx.run(do.s("b"), compensate="release")
         case "workflow":
-            return ctx.run(raises.s())
+            return ctx.run(do.s("b"), compensate=raises.si())
         case "sends":
             return do.delay("b")
         case "starts":
@@ -135,7 +135,7 @@ def is_broken(ctx: Context, how: str) -> Any:
         ("unknown task", "no task named 'shop.reserve' is registered here or on any live worker"),
         ("no signature", "a step is a Celery signature (or a task without arguments), not 'reserve'"),
         ("compensation", "a step is a Celery signature (or a task without arguments), not 'release'"),
-        ("workflow", "tests.runtime.test_blocking.raises is a workflow"),
+        ("workflow", "tests.runtime.test_blocking.raises is a workflow; a compensation is a task"),
         ("sends", "a workflow function tried to send 'tests.runtime.workflows.do'"),
         ("starts", "a workflow function tried to send 'tests.runtime.test_blocking.raises'"),
         ("inside", "ctx cannot be used inside a function that ctx.local runs"),
