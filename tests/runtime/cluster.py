@@ -47,8 +47,13 @@ class WorkerProcess:
     def is_running(self) -> bool:
         return self.process.poll() is None
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has said that it takes messages."""
+        return " ready." in self.log.read_text()
+
     def wait_ready(self) -> WorkerProcess:
-        wait_until(lambda: " ready." in self.log.read_text() or not self.is_running, f"a worker ({self.log})")
+        wait_until(lambda: self.is_ready or not self.is_running, f"a worker ({self.log})")
         assert self.is_running, self.log.read_text()[-3000:]
         return self
 
