@@ -29,6 +29,7 @@ __all__ = [
     "ReplaceRefused",
     "ResultMismatch",
     "ResultNeeded",
+    "SecondWriter",
     "SentInsideWorkflow",
     "StepFailed",
     "StepTimedOut",
@@ -36,6 +37,7 @@ __all__ = [
     "StepUnknown",
     "StepWithdrawn",
     "StoreUnreachable",
+    "TransactionEnded",
     "UnknownInstance",
     "UnknownTask",
     "UnknownWorkflow",
@@ -271,6 +273,28 @@ class ResultMismatch(OrchestratorError, TypeError):
 
 class OutcomeUnknown(OrchestratorError):
     """Raise it in an activity that cannot tell whether it took effect: the step is ``unknown`` and will be undone."""
+
+
+class TransactionEnded(OutcomeUnknown):
+    """A transactional task ended the transaction that its session is on: what it wrote stands, without its result."""
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+        super().__init__(
+            f"{task} ended the transaction of its session; what it wrote before may be in the database: use "
+            "session.commit(), which keeps what was written for the end, and not the connection's"
+        )
+
+
+class SecondWriter(OrchestratorError, RuntimeError):
+    """A transactional task wrote to an SQLite store by another connection than its session's: it would block itself."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        super().__init__(
+            f"a transactional task is writing to {url}, and SQLite lets only one connection write at a time: do this "
+            "outside of the task, or use another database"
+        )
 
 
 class ReplaceRefused(OrchestratorError):

@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,10 +28,11 @@ from orchestrator.runtime import softlimit
 from orchestrator.runtime.claims import Claims
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.current import CancelProbe, CurrentStep, as_current
-from orchestrator.runtime.dispatch import HEADER, Dispatcher, read_header
+from orchestrator.runtime.dispatch import HEADER, Dispatcher, begins_step, read_header
 from orchestrator.runtime.registry import Registry
 from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.softlimit import SoftLimit
+from orchestrator.runtime.transactional import GivenUp, TransactionalBodies, follow
 from orchestrator.store import history
 from orchestrator.store.history import HistoryRow, StepKey
 
@@ -59,6 +61,7 @@ class StepRunner:
         coordinator: Coordinator,
         claims: Claims,
         dispatcher: Dispatcher,
+        bodies: Callable[[], TransactionalBodies],
     ) -> None:
         self.app = app
         self.settings = settings
@@ -66,6 +69,7 @@ class StepRunner:
         self.coordinator = coordinator
         self.claims = claims
         self.dispatcher = dispatcher
+        self.bodies = bodies
 
     def run(self, task: Any, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one delivery of a step's message: to its end if it can be claimed, else not at all."""
@@ -81,24 +85,45 @@ class StepRunner:
             if row is None:
                 logger.info("%s[%s]: not claimed, its message is old or doubled", task.name, request.id)
                 raise Ignore
-            request.is_inside_step, request.step_retry = True, None
+            request.is_inside_step = True
             # a base class with a ``__call__`` of its own may give its body other arguments than the message has
             own = None if (list(args), kwargs) == (list(request.args), request.kwargs) else (args, kwargs)
-            try:
-                result = self._call(task, body, row, limit, own)
-            except Retry as retry:
-                self._retry(row, retry, request.step_retry)
-                raise
-            except Reject as rejection:
-                self._reject(row, rejection)
-                raise Ignore from rejection
-            except BaseException as error:
-                if not _is_told_to_end(error):
-                    self._settle(row, self._ended_by(task, error))
-                raise
+            call = functools.partial(self._call, task, body, row, limit, own)
+            if self.registry.find_defaults(task.name).is_transactional:
+                return self._run_transactional(task, row, call)
+            with self._settling_what_is_raised(task, row):
+                result = call()
             ended = self._encoded(task, result)
             self._settle(row, ended)
             return _for_celery(task, request, result, ended)
+
+    def _run_transactional(self, task: Any, row: HistoryRow, call: Callable[..., Any]) -> Any:
+        def encode(result: Any) -> str:
+            return codec.encode(result, f"the result of {task.name}", self.settings.max_payload_bytes)
+
+        with self._settling_what_is_raised(task, row):
+            committed = self.bodies().run_step(row, call, encode)
+        follow(self.coordinator, self.dispatcher, committed.change.outbox)
+        return _for_celery(task, task.request, committed.result, committed.ended)
+
+    @contextmanager
+    def _settling_what_is_raised(self, task: Any, row: HistoryRow) -> Iterator[None]:
+        """Settle a step, or give it back, by what its body raised."""
+        try:
+            yield
+        except GivenUp:
+            _log_given_up(row, "what it wrote was rolled back")
+            raise Ignore from None
+        except Retry as retry:
+            self._retry(row, retry, task.request.step_retry)
+            raise
+        except Reject as rejection:
+            self._reject(row, rejection)
+            raise Ignore from rejection
+        except BaseException as error:
+            if not _is_told_to_end(error):
+                self._settle(row, self._ended_by(task, error))
+            raise
 
     def fail_unbegun(self, task: Any, request: Any, error: BaseException) -> None:
         """Settle a step whose task raised before its body (in ``before_start``, or a ``__call__`` of its own)."""
@@ -108,14 +133,17 @@ class StepRunner:
             if row is not None:
                 self._settle(row, self._ended_by(task, error))
 
-    def _call(self, task: Any, body: Callable[..., Any], row: HistoryRow, limit: SoftLimit, own: Any) -> Any:
+    def _call(
+        self, task: Any, body: Callable[..., Any], row: HistoryRow, limit: SoftLimit, own: Any, **given: Any
+    ) -> Any:
         """Call the body; a retry that it asked for holds, whatever it did afterwards."""
         request = task.request
+        request.step_retry = None
         recorded = self._arguments(task, request, row)
         args, kwargs = own or recorded
         try:
             with as_current(self._step(row)), limit.allowed():
-                result = body(*args, **kwargs)
+                result = body(*args, **kwargs, **given)
         except Retry:
             raise
         except Exception as error:
@@ -192,12 +220,7 @@ class StepRunner:
     def _settle(self, row: HistoryRow, ended: Ended) -> None:
         was_held, outbox = self.coordinator.end_attempt(row.key, row.attempt, ended)
         if not was_held:
-            logger.warning(
-                "attempt %d of step %d of %s had been given up; what it came to changes nothing",
-                row.attempt,
-                row.seq,
-                row.instance_id,
-            )
+            _log_given_up(row, "what it came to changes nothing")
         self.dispatcher.deliver(outbox)
 
     def _retry(self, row: HistoryRow, retry: Retry, asked: AskedRetry | None) -> None:
@@ -255,9 +278,7 @@ def wrap(task: Any, steps: Callable[[], StepRunner]) -> None:
 
     @functools.wraps(body)
     def run(*args: Any, **kwargs: Any) -> Any:
-        request = task.request
-        header = None if request.called_directly else getattr(request, HEADER, None)
-        if header is None or getattr(request, "is_inside_step", False):
+        if not begins_step(task.request):
             return body(*args, **kwargs)
         return steps().run(task, body, args, kwargs)
 
@@ -310,6 +331,11 @@ def _is_told_to_end(error: BaseException) -> bool:
         return True
     # billiard's way of telling which signal a pool process was ended by
     return isinstance(error, SystemExit) and isinstance(error.code, int) and 0 < 256 + error.code < signal.NSIG
+
+
+def _log_given_up(row: HistoryRow, what_follows: str) -> None:
+    step = row.attempt, row.seq, row.instance_id
+    logger.warning("attempt %d of step %d of %s had been given up; %s", *step, what_follows)
 
 
 def _for_celery(task: Any, request: Any, result: Any, ended: Ended) -> Any:

@@ -40,6 +40,7 @@ from orchestrator.runtime.retention import Retention
 from orchestrator.runtime.running import RegisteredWorkflows, refuse_sending_inside_passes
 from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.starter import Starter
+from orchestrator.runtime.transactional import TransactionalBodies, open_up, open_when_made
 from orchestrator.runtime.worker import OrchestratorStep
 from orchestrator.runtime.workflow import (
     InstancePage,
@@ -131,17 +132,29 @@ class Orchestrator:
         retry: RetryPolicy | None = None,
         timeout: float | timedelta | None = None,
         unknown_on: tuple[type[BaseException], ...] = (),
+        transactional: bool = False,
     ) -> Callable[[F], F]:
         """Set defaults for a task wherever it is a step; goes above ``@app.task``.
 
         ``unknown_on`` names exceptions after which nobody can say whether the task took effect.
+
+        ``transactional`` gives the task's parameter ``session``, which callers leave out, a SQLAlchemy ``Session`` on
+        the store's database.  What it writes there commits together with its result, or is rolled back: when the task
+        raises, when its process dies, and when the attempt was given up.  ``session.commit()`` commits nothing before
+        that.  After a deadlock or a lost connection the body runs again.  The server ends the transaction of a body
+        that leaves it alone for longer than ``heartbeat_limit``.  On SQLite nobody else can write to the store while
+        the body runs.  Outside of a step, the transaction commits when the task returns.  Raises
+        ``ConfigurationError``, as soon as there is a task, if its function takes no ``session``.
         """
         entries: tuple[object, ...] = tuple(unknown_on)
         if not all(isinstance(entry, type) and issubclass(entry, BaseException) for entry in entries):
             raise errors.ConfigurationError(f"unknown_on takes a tuple of exception classes, not {unknown_on!r}")
 
         def register(task: F) -> F:
-            self.registry.add_defaults(task, ActivityDefaults(retry, seconds(timeout), tuple(unknown_on)))
+            defaults = ActivityDefaults(retry, seconds(timeout), tuple(unknown_on), transactional)
+            self.registry.add_defaults(task, defaults)
+            if transactional:
+                open_when_made(task, self.app, lambda: self.bodies)
             return task
 
         return register
@@ -330,15 +343,32 @@ class Orchestrator:
     @functools.cached_property
     def steps(self) -> StepRunner:
         claims = Claims(self.store, self.settings, self.executing)
-        return StepRunner(self.app, self.settings, self.registry, self.coordinator, claims, self.dispatcher)
+        return StepRunner(
+            self.app, self.settings, self.registry, self.coordinator, claims, self.dispatcher, lambda: self.bodies
+        )
+
+    @functools.cached_property
+    def bodies(self) -> TransactionalBodies:
+        # connections of their own, as many as there are bodies: the heartbeat must never wait for one to end
+        store = Store(
+            self.settings.require_store(),
+            idle_limit_seconds=self.settings.heartbeat_limit,
+            migrate=False,
+            max_overflow=-1,
+        )
+        return TransactionalBodies(store, self.coordinator)
 
     # --- in workers -----------------------------------------------------------------------------------------------
 
     def install(self) -> None:
         """Wrap every registered task, so that it can run as a step."""
-        for task in self.app.tasks.values():
-            if not (getattr(task, "is_workflow", False) or task.name.startswith(("celery.", "orchestrator."))):
+        own = [each for each in self.app.tasks.values() if not each.name.startswith(("celery.", "orchestrator."))]
+        for task in own:
+            if not getattr(task, "is_workflow", False):
                 wrap(task, lambda: self.steps)
+        for task in own:  # when all the others are wrapped: it may be refused
+            if self.registry.find_defaults(task.name).is_transactional:
+                open_up(task, lambda: self.bodies)
 
     def make_threads(self, worker: Any) -> tuple[Heartbeat, Poller]:
         """Return the threads of a worker; called before its pool forks."""

@@ -21,7 +21,7 @@ from orchestrator.runtime import blocking, requests, settling
 from orchestrator.runtime.change import Change, Outbox, Report, StartedChild
 from orchestrator.runtime.passes import Passes, earliest
 from orchestrator.runtime.recording import mail_to_undo
-from orchestrator.store import history
+from orchestrator.store import history, instances
 from orchestrator.store.engine import is_transient
 from orchestrator.store.history import HistoryRow, StepKey
 from orchestrator.store.instances import Instance
@@ -57,7 +57,7 @@ class Coordinator(Passes):
             row = history.find_row(connection, key)
             if row is None:
                 return None
-            was_held = row.attempt == attempt and row.state in (State.RUNNING, State.TIMED_OUT)
+            was_held = _is_held(row, attempt)
             if not was_held:
                 return settling.note_stray(connection, instance, row, attempt, ended, self.clock())
             if row.state is State.TIMED_OUT:
@@ -81,6 +81,33 @@ class Coordinator(Passes):
             # what the step came to must not be hostage to the pass that follows it
             outbox = transact()
         return was_held, outbox
+
+    def end_inside(self, connection: Connection, key: StepKey, attempt: int, ended: Ended) -> Change | None:
+        """Write how an attempt ended into the transaction of its own body; ``None``: it holds the claim no longer.
+
+        The pass is left owed: workflow code must not make the locks of a body last longer.
+        """
+        instance = instances.lock_instance(connection, key.instance_id)
+        row = history.find_row(connection, key)
+        if instance is None or instance.generation != key.generation or row is None or not _is_held(row, attempt):
+            return None
+        end = self._end_late if row.state is State.TIMED_OUT else self._end
+        change = end(connection, instance, row, ended, False)
+        self._write(connection, instance, change)
+        return change
+
+    @staticmethod
+    def is_held(connection: Connection, key: StepKey, attempt: int) -> bool:
+        """Tell whether an attempt holds its claim."""
+        row = history.find_row(connection, key)
+        return row is not None and _is_held(row, attempt)
+
+    def has_written(self, key: StepKey, change: Change) -> bool:
+        """Tell whether a change took effect to whose COMMIT no answer came."""
+        with self.store.begin("read-back") as connection:
+            # the lock first: the server may be busy with that COMMIT still
+            instance = instances.lock_instance(connection, key.instance_id)
+            return instance is not None and settling.is_written(connection, instance, change)
 
     def end_foreign(self, key: StepKey, dispatch: int, ended: Ended) -> Outbox:
         """Settle a step that ran in a worker without this package, as its callbacks told; the first one counts."""
@@ -381,6 +408,10 @@ class Coordinator(Passes):
             return change
 
         return self.transact("pass-on", key.instance_id, key.generation, prepare, POLLER_PATIENCE_SECONDS)
+
+
+def _is_held(row: HistoryRow, attempt: int) -> bool:
+    return row.attempt == attempt and row.state in (State.RUNNING, State.TIMED_OUT)
 
 
 def _standing(row: HistoryRow, now: datetime) -> Standing:

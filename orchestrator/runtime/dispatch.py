@@ -51,6 +51,13 @@ def read_header(header: Any) -> tuple[StepKey, int]:
     return key, int(header["dispatch"])
 
 
+def begins_step(request: Any) -> bool:
+    """Tell whether a task was called by a step's message, and not by the body that this message runs."""
+    if request.called_directly or getattr(request, HEADER, None) is None:
+        return False
+    return not getattr(request, "is_inside_step", False)
+
+
 class Follower(Protocol):
     """What follows a commit besides publishing; see ``aftermath``."""
 

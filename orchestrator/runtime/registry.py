@@ -22,6 +22,7 @@ class ActivityDefaults:
     retry: RetryPolicy | None = None
     timeout_seconds: float | None = None
     unknown_on: tuple[type[BaseException], ...] = ()
+    is_transactional: bool = False
 
 
 @dataclass(frozen=True, slots=True)

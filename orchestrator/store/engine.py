@@ -18,9 +18,9 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import tenacity
-from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, exc, make_url
 
-from orchestrator.errors import ConfigurationError, StoreUnreachable
+from orchestrator.errors import ConfigurationError, SecondWriter, StoreUnreachable
 from orchestrator.store import migrations
 from orchestrator.store.forking import guard
 
@@ -28,6 +28,9 @@ T = TypeVar("T")
 
 #: What the current transaction is for: ``claim``, ``settle``, ``read settle`` … for logs, statistics, fault injection.
 current_purpose: ContextVar[str] = ContextVar("current_purpose", default="")
+
+#: The SQLite file in which this thread has a write transaction that other people's code uses.
+_lent_file: ContextVar[str | None] = ContextVar("lent_file", default=None)
 
 BACKENDS = ("sqlite", "postgresql", "mysql", "mariadb")
 
@@ -41,10 +44,13 @@ class Conflict(Exception):
 class Store:
     """A database.  Makes no connection before the first transaction; migrates the schema then, unless told not to."""
 
-    def __init__(self, url: str, *, idle_limit_seconds: float = 15.0, migrate: bool = True) -> None:
+    def __init__(
+        self, url: str, *, idle_limit_seconds: float = 15.0, migrate: bool = True, max_overflow: int = 10
+    ) -> None:
         self.url = _checked_url(url)
         self.idle_limit_seconds = idle_limit_seconds
         self.migrate = migrate
+        self.max_overflow = max_overflow
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._is_migrated = False
@@ -66,6 +72,8 @@ class Store:
     @contextmanager
     def begin(self, purpose: str) -> Iterator[Connection]:
         """Open a write transaction; it commits at the end of the block."""
+        if self.is_sqlite and _lent_file.get() == self.url.database:
+            raise SecondWriter(self.describe())
         with self._transaction(purpose, immediate=True) as connection:
             yield connection
 
@@ -92,11 +100,24 @@ class Store:
         """Migrate the schema, if that has not been done; where it is current nothing is written."""
         self._ready_engine()
 
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Have a write transaction of this store used by other people's code; opened by us, it is theirs to wait for.
+
+        On SQLite this code would wait for itself if it began another one.
+        """
+        token = _lent_file.set(self.url.database)
+        try:
+            yield
+        finally:
+            _lent_file.reset(token)
+
     def _ready_engine(self) -> Engine:
         if self._engine is None or not self._is_migrated:
             with self._lock:
                 if self._engine is None:
                     self._engine = self._make_engine()
+                    event.listen(self._engine, "handle_error", _note_error)
                 if not self._is_migrated:
                     with guard.inside():
                         self._migrate(self._engine)
@@ -116,8 +137,9 @@ class Store:
 
     def _make_engine(self) -> Engine:
         if self.is_sqlite:
-            return _sqlite_engine(self.url)
-        options: dict[str, Any] = {"isolation_level": "READ COMMITTED", "pool_pre_ping": True, "pool_size": 5}
+            return _sqlite_engine(self.url, self.max_overflow)
+        options: dict[str, Any] = {"isolation_level": "READ COMMITTED", "pool_pre_ping": True}
+        options |= {"pool_size": 5, "max_overflow": self.max_overflow}
         limit = self.idle_limit_seconds
         if self.backend == "postgresql":
             options["connect_args"] = _postgresql_arguments(self.url, limit)
@@ -181,6 +203,33 @@ def is_transient(error: BaseException) -> bool:
     return getattr(error.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR
 
 
+#: Errors after which nothing is left of the transaction: serialization failures and deadlocks, by SQLSTATE, and by the
+#: number of MySQL, which has one for a lock that was waited for in vain as well (how much that took back is a setting).
+_ROLLED_BACK: tuple[object, ...] = ("40001", "40P01", 1205, 1213)
+
+
+def is_rolled_back(error: exc.DBAPIError) -> bool:
+    """Tell whether the database rolled a transaction back with this error, for no fault of the statement's.
+
+    Stricter than ``is_transient``: of statements that are not ours, drivers call much transient that never succeeds.
+    """
+    original = error.orig
+    code = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    return error.connection_invalidated or code in _ROLLED_BACK or next(iter(_args(original)), None) in _ROLLED_BACK
+
+
+def _args(error: BaseException | None) -> tuple[object, ...]:
+    return () if error is None else error.args
+
+
+def _note_error(context: ExceptionContext) -> None:
+    """Tell whoever lent a connection to other people's code of errors that this code may swallow."""
+    if context.connection is not None and isinstance(context.sqlalchemy_exception, exc.DBAPIError):
+        noted = context.connection.get_execution_options().get("orchestrator_errors")
+        if noted is not None:
+            noted.append(context.sqlalchemy_exception)
+
+
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()
 
 
@@ -202,8 +251,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def _sqlite_engine(url: Any) -> Engine:
-    engine = create_engine(url, connect_args={"timeout": 60, "check_same_thread": False})
+def _sqlite_engine(url: Any, max_overflow: int) -> Engine:
+    arguments = {"timeout": 60, "check_same_thread": False}
+    engine = create_engine(url, connect_args=arguments, max_overflow=max_overflow)
 
     @event.listens_for(engine, "connect")
     def set_up(connection: Any, _record: Any) -> None:

@@ -22,6 +22,7 @@ from orchestrator.runtime.claims import Claims
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.finishing import Finisher
 from orchestrator.runtime.starter import Starter
+from orchestrator.runtime.transactional import TransactionalBodies
 from orchestrator.store.engine import Store, current_purpose
 
 _about: ContextVar[tuple[str, int | None]] = ContextVar("about", default=("", None))
@@ -109,6 +110,7 @@ def _hook_commits() -> None:
     _tell_instance(Coordinator, "transact", lambda args: (args[1], _about.get()[1]))
     _tell_instance(Coordinator, "end_attempt", lambda args: (args[0].instance_id, args[0].seq))
     _tell_instance(Coordinator, "release", lambda args: (args[0].instance_id, args[0].seq))
+    _tell_instance(TransactionalBodies, "run_step", lambda args: (args[0].instance_id, args[0].seq))
     _tell_instance(Claims, "claim", lambda args: (args[0].instance_id, args[0].seq))
     _tell_instance(Finisher, "finish", lambda args: (args[0], None))
     _tell_instance(Starter, "begin", lambda args: (args[0].request.id, None))
