@@ -43,7 +43,9 @@ class Purged(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _NewInstance:
+class NewInstance:
+    """What an instance begins with."""
+
     instance_id: str
     generation: str
     workflow: str
@@ -83,7 +85,7 @@ class Starter:
         request = codec.encode({name: value for name, value in links.items() if value}, "the callbacks")
         generation = secrets.token_hex(8)
         queue = self.dispatcher.workflow_queue(task.name, options)
-        new = _NewInstance(instance_id, generation, task.name, queue, text, request)
+        new = NewInstance(instance_id, generation, task.name, queue, text, request)
         if not self._insert(new, session, may_be_purged=True):
             existing = self._existing(instance_id, task.name, text, on_conflict, session)
             return task.AsyncResult(existing.id)
@@ -120,7 +122,7 @@ class Starter:
         found: WorkflowTask = task
         return found
 
-    def _insert(self, new: _NewInstance, session: CallersSession | None = None, *, may_be_purged: bool) -> bool:
+    def _insert(self, new: NewInstance, session: CallersSession | None = None, *, may_be_purged: bool) -> bool:
         """Record an instance; return ``False`` if its id is taken.  Raises ``Purged`` unless it ``may_be_purged``."""
         own = None if session is None else callers.connection_of(session, self.store)
         now = self.coordinator.clock()
@@ -207,7 +209,7 @@ class Starter:
         queue = self.dispatcher.queue_bound_to(request.delivery_info or {}) or self.dispatcher.workflow_queue(
             task.name, {}
         )
-        new = _NewInstance(instance_id, generation, task.name, queue, text, finishing.request_of(request))
+        new = NewInstance(instance_id, generation, task.name, queue, text, finishing.request_of(request))
         if self._insert(new, may_be_purged=False):
             return generation
         with self.store.read("start") as connection:

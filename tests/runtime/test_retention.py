@@ -20,9 +20,8 @@ from sqlalchemy import func, select
 
 from orchestrator import Context, WorkflowHandle, current_step, errors, shared_workflow
 from orchestrator.runtime import dispatch
-from orchestrator.runtime.dispatch import header_of
+from orchestrator.runtime.dispatch import START_HEADER, header_of
 from orchestrator.runtime.settings import Settings
-from orchestrator.runtime.starter import START_HEADER
 from orchestrator.store import history, purging, tables
 from orchestrator.store.history import HistoryRow
 from tests.runtime.cluster import Cluster

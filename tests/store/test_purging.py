@@ -18,7 +18,7 @@ from orchestrator.runtime import retention
 from orchestrator.runtime.change import Outbox
 from orchestrator.runtime.retention import BATCH, BATCH_RECORDS, Retention
 from orchestrator.runtime.settings import Settings
-from orchestrator.runtime.starter import Purged, Starter
+from orchestrator.runtime.starter import NewInstance, Purged, Starter
 from orchestrator.store import due, history, instances, purging, tables
 from orchestrator.store.engine import Store
 from orchestrator.store.history import Claimant, HistoryRow, StepKey
@@ -35,6 +35,7 @@ BELONGINGS = (tables.history, tables.attribute, tables.message, tables.subscript
 FINAL = [status for status in Status if status.is_final]
 NOW = BEGINNING + timedelta(days=30)
 ANY = Criteria(NOW, tuple(FINAL))
+REUSED = NewInstance("order-1", "g2", "one", None, "{}", "{}")
 
 
 def insert_ended(
@@ -320,7 +321,7 @@ def test_a_start_message_that_meets_a_purge_under_way_does_not_begin_the_instanc
 
     def start() -> None:
         try:
-            came_to.append(starter._insert("order-1", "g2", "one", None, "{}", None, may_be_purged=False))
+            came_to.append(starter._insert(REUSED, may_be_purged=False))
         except Purged as purged:
             came_to.append(type(purged))
 
@@ -346,7 +347,7 @@ def test_a_purge_leaves_the_id_behind_until_it_is_used_again(world: Worlds) -> N
     starter = Starter(started.coordinator, None, None)  # type: ignore[arg-type]
 
     def start(*, may_be_purged: bool) -> bool:
-        return starter._insert("order-1", "g2", "one", None, "{}", None, may_be_purged=may_be_purged)
+        return starter._insert(REUSED, may_be_purged=may_be_purged)
 
     def is_purged() -> bool:
         with started.store.read("look") as connection:
