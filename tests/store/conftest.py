@@ -6,7 +6,11 @@ from typing import Any
 import pytest
 
 from orchestrator.store.engine import Store
+from orchestrator.store.tables import metadata
+from tests.conftest import STORES
+from tests.servers import Databases
 
+from . import invariants
 from .world import World
 
 
@@ -38,3 +42,46 @@ def sqlite_world(sqlite_url: str, open_store: Callable[..., Store]) -> Callable[
 def world(store: Store) -> Callable[..., World]:
     """Make a world of the workflow functions given by name."""
     return lambda **functions: World(store, **functions)
+
+
+# --- one database for all tests of a module -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=STORES)
+def shared_databases(request: pytest.FixtureRequest) -> Databases:
+    name = "sqlite_files" if request.param == "sqlite" else f"{request.param}_databases"
+    found: Databases = request.getfixturevalue(name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def shared_url(shared_databases: Databases) -> Iterator[str]:
+    """A migrated database of the module's own, of each kind in turn."""
+    url = shared_databases.create()
+    yield url
+    shared_databases.drop(url)
+
+
+@pytest.fixture(scope="module")
+def shared_store(shared_url: str) -> Iterator[Store]:
+    store = Store(shared_url)
+    yield store
+    store.dispose()
+
+
+@pytest.fixture
+def lives(shared_store: Store) -> Iterator[Callable[..., World]]:
+    """Make a world, as ``world`` does, in the module's database; what it leaves there is checked, and removed."""
+    yield lambda **functions: World(shared_store, **functions)
+    try:
+        invariants.check(shared_store)
+    finally:
+        with shared_store.begin("empty") as connection:
+            for table in metadata.sorted_tables:
+                connection.execute(table.delete())
+
+
+@pytest.fixture
+def another_process(shared_url: str, open_store: Callable[..., Store]) -> Callable[[World], World]:
+    """Return a world as a process of its own sees it."""
+    return lambda world: world.elsewhere(open_store(shared_url))

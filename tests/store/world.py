@@ -6,27 +6,34 @@ the test moves it.
 
 from __future__ import annotations
 
+import copy
 import json
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.core.attempts import AttemptDoubtful, AttemptFailed, AttemptLost, AttemptSucceeded, Ended
-from orchestrator.core.records import Decision
+from orchestrator.core.records import Decision, Delivery, Kind
 from orchestrator.core.replay import decide
+from orchestrator.runtime import mail
+from orchestrator.runtime.aftermath import Aftermath
 from orchestrator.runtime.change import Outbox
 from orchestrator.runtime.coordinator import Coordinator
+from orchestrator.runtime.forks import Forks
+from orchestrator.runtime.lifecycle import Lifecycle
+from orchestrator.runtime.mail import Postman
+from orchestrator.runtime.operator import Operator
 from orchestrator.runtime.passes import WorkflowOptions
 from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.timers import Timers
-from orchestrator.store import history, instances, workers
+from orchestrator.store import due, history, instances, mailbox, tables, workers
 from orchestrator.store.engine import Store
 from orchestrator.store.history import Claimant, HistoryRow, StepKey, as_history
 from orchestrator.store.instances import Instance, Status
-from orchestrator.store.mailbox import Mail
+from orchestrator.store.mailbox import Mail, NewMail
 from orchestrator.store.workers import Worker
 from tests.core.host import FakeHost, Signature, failure
 
@@ -55,12 +62,30 @@ class Clock:
         self.now += timedelta(seconds=seconds)
 
 
+class Host(FakeHost):
+    """Finds the receivers of messages in the store."""
+
+    def __init__(self, store: Store | None) -> None:
+        super().__init__(max_payload_bytes=4 * 1024 * 1024)
+        self.store = store
+
+    def find_receiver(self, instance_id: str) -> Delivery:
+        if self.store is None:
+            return super().find_receiver(instance_id)
+        with self.store.read("find-receiver") as connection:
+            return mail.find_receiver(connection, instance_id)
+
+
 class Scripted:
     """Workflow functions by name; ``during_pass`` is called once, inside the next pass, before it commits."""
 
-    def __init__(self, functions: dict[str, Callable[..., Any]], tasks: Iterable[str]) -> None:
+    def __init__(
+        self, functions: dict[str, Callable[..., Any]], tasks: Iterable[str], store: Store | None = None
+    ) -> None:
         self.functions = functions
-        self.host = FakeHost(max_payload_bytes=4 * 1024 * 1024)
+        self.host = Host(store)
+        for name in functions:
+            self.host.task(name, is_workflow=True)
         for name in tasks:
             self.host.task(name)
         self.passes: list[str] = []
@@ -94,6 +119,25 @@ def step(name: str, *args: Any, **options: Any) -> Signature:
     return Signature(name, args, options=options)
 
 
+class Bell:
+    """Takes what is to be published, in place of a broker."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def deliver(self, outbox: Outbox) -> None:
+        self.world.publish(outbox)
+
+    def workflow_queue(self, _workflow: str, _options: dict[str, Any]) -> None:
+        return None
+
+    def publish_start_of_child(self, row: HistoryRow, _generation: str) -> None:
+        self.world.begun.append(row.child_id or "")
+
+    def publish(self, instance_id: str, *_rest: Any) -> str:
+        return instance_id
+
+
 class World:
     """One instance at a time, the workers that run its steps, and what was published for it."""
 
@@ -101,13 +145,41 @@ class World:
         self.store = store
         self.clock = Clock()
         self.settings = Settings(store_patience=PATIENCE_SECONDS)
-        self.workflows = Scripted(functions, TASKS)
+        self.workflows = Scripted(functions, TASKS, store)
         self.incarnation = self.hire("worker-1", functions)
-        self.coordinator = self.coordinator_of(self.incarnation)
         self.generation = secrets.token_hex(8)
         self.instance_id = "order-1"
+        self.run_number = 0
         self.published: list[tuple[int, int]] = []
         self.passes_owed = 0
+        self.begun: list[str] = []  # ids of children whose start was published
+        self.connect()
+
+    def connect(self, store: Store | None = None) -> None:
+        """Set up what the runtime sets up in a process, over ``store`` as that process has it."""
+        self.store = store or self.store
+        self.coordinator = self.coordinator_of(self.incarnation)
+        bell: Any = Bell(self)
+        self.postman = Postman(self.coordinator)
+        self.lifecycle = Lifecycle(self.coordinator, bell)
+        self.operator = Operator(self.coordinator, bell)
+        self.forks = Forks(self.coordinator, bell)
+        self.aftermath = Aftermath(self.coordinator, bell, bell, self.postman)
+
+    def at(self, instance_id: str) -> World:
+        """Return the same world, looking at another instance in its present run."""
+        other = copy.copy(self)
+        other.instance_id = instance_id
+        other.generation, other.run_number = other.instance.generation, other.instance.run
+        return other
+
+    def elsewhere(self, store: Store) -> World:
+        """Return the same world as another process sees it, which shares nothing but the database."""
+        other = copy.copy(self)
+        with store.read("warm-up"):
+            pass
+        other.connect(store)
+        return other
 
     def coordinator_of(
         self, incarnation: str, store: Store | None = None, workflows: Scripted | None = None
@@ -163,7 +235,7 @@ class World:
         compensation: str | None = None,
         name: str | None = None,
     ) -> HistoryRow | None:
-        key = StepKey(self.instance_id, generation or self.generation, 0, seq)
+        key = StepKey(self.instance_id, generation or self.generation, self.run_number, seq)
         if dispatch is None:
             dispatch = self.row(seq).dispatch
         with self.store.begin("claim") as connection:
@@ -206,6 +278,83 @@ class World:
     def _note_pass(self, _instance_id: str, _generation: str, _queue: str | None) -> None:
         self.passes_owed += 1
 
+    # --- what is asked of the instance, and what comes for it ---------------------------------------------------------
+
+    def send(
+        self,
+        channel: str,
+        message: object = None,
+        message_id: str | None = None,
+        *,
+        missing: Literal["raise", "ignore"] = "raise",
+    ) -> bool:
+        """Send a message, and leave it in the mailbox."""
+        new = NewMail(self.instance_id, channel, json.dumps(message), message_id)
+        with self.store.begin("send") as connection:
+            return mail.send(connection, new, missing, self.coordinator)
+
+    def publish_message(self, channel: str, message: object, message_id: str | None = None) -> Outbox:
+        """Publish a message, and leave it in the mailboxes."""
+
+        def once() -> Outbox:
+            with self.store.begin("publish-message") as connection:
+                return self.postman.publish(connection, channel, json.dumps(message), message_id)
+
+        return self.store.retrying(once, patience_seconds=PATIENCE_SECONDS)
+
+    def wake(self) -> None:
+        """Let the instance take notice of its mail."""
+        self.publish(self.postman.wake(self.instance_id))
+
+    def cancel(self, reason: str | None = None) -> None:
+        self.lifecycle.cancel(self.instance, reason, terminate=False)
+
+    def start_child(self, seq: int) -> None:
+        """Begin the life of the child that a record asks for."""
+        self.publish(self.aftermath.start_child(self.row(seq)))
+
+    def child(self, seq: int) -> World:
+        """Return the world, looking at the child that a record asked for."""
+        return self.at(self.row(seq).child_id or "")
+
+    def go_on(self) -> None:
+        """Do what is there to be done without a worker: passes, mail, children, handing out; nothing of the clock."""
+        for _ in range(100):
+            if not self._go_on_once():
+                return
+        raise AssertionError("there is always something left to do")
+
+    def _go_on_once(self) -> bool:
+        now = self.clock()
+        with self.store.read("look") as connection:
+            owed = instances.list_owed_passes(connection, now + timedelta(days=1), 100)
+            receivers = mailbox.list_due_receivers(connection, now, 100)
+            open_children = (tables.history.c.kind == Kind.CHILD, tables.history.c.state == "scheduled")
+            children = [row for row in history.list_rows(connection, open_children, 100) if row.publications]
+        for each in owed:
+            self.publish(self.coordinator.advance(each.instance_id, each.generation))
+        for instance_id in receivers:
+            self.publish(self.postman.wake(instance_id))
+        for row in children:
+            self.publish(self.aftermath.start_child(row))
+        shared = self.postman.hand_out(None)
+        self.publish(shared)
+        return bool(owed or receivers or children or shared.owes_pass)
+
+    def pass_deadlines(self) -> None:
+        """Do what the poller does about deadlines."""
+        with self.store.read("deadlines") as connection:
+            passed = instances.list_past_deadline(connection, self.clock(), 100)
+        for instance_id, generation in passed:
+            self.publish(self.coordinator.pass_deadline(instance_id, generation))
+
+    def settle_due(self) -> None:
+        """Settle what the clock has brought, as the poller does."""
+        with self.store.read("due-records") as connection:
+            records = due.list_due_records(connection, self.clock(), 100)
+        for record in records:
+            self.publish(self.coordinator.time_out(record.key))
+
     def publish(self, outbox: Outbox) -> None:
         self.published += [(row.seq, row.dispatch) for row in outbox.steps]
         self.passes_owed += len(outbox.owes_pass)
@@ -224,17 +373,38 @@ class World:
 
     def rows(self) -> list[HistoryRow]:
         with self.store.read("look") as connection:
-            return history.load_rows(connection, self.instance_id, 0)
+            return history.load_rows(connection, self.instance_id, self.run_number)
 
     def row(self, seq: int) -> HistoryRow:
         with self.store.read("look") as connection:
-            found = history.find_row(connection, StepKey(self.instance_id, self.generation, 0, seq))
+            found = history.find_row(connection, StepKey(self.instance_id, self.generation, self.run_number, seq))
         assert found is not None
         return found
 
     def states(self) -> list[str]:
         """Return each record as ``name state``, with the outcome for what has one."""
         return [f"{row.name} {row.outcome or row.state}" for row in self.rows()]
+
+    def result(self) -> Any:
+        """Return what the instance returned, which has to have completed."""
+        found = self.instance
+        assert (found.status, found.failure) == (Status.COMPLETED, None)
+        return json.loads(found.result or "null")
+
+    def open_steps(self) -> list[int]:
+        """Return the ``seq`` of what a worker may claim."""
+        kinds = (Kind.STEP, Kind.COMPENSATION)
+        return [row.seq for row in self.rows() if row.state == "scheduled" and row.kind in kinds]
+
+    def run_all(self, ended: Ended | None = None) -> None:
+        """Run every step that may be claimed, and go on, until there is none."""
+        for _ in range(100):
+            self.go_on()
+            seqs = self.open_steps()
+            if not seqs:
+                return
+            self.run(seqs[0], ended or succeeds(seqs[0]))
+        raise AssertionError("there is always another step")
 
 
 # --- concurrency --------------------------------------------------------------------------------------------------
