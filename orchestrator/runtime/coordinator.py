@@ -226,8 +226,9 @@ class Coordinator(Passes):
             "settled_order": instance.next_order,
             "settled_at": max(self.clock(), instance.last_at),
         }
-        if row.is_blocked and outcome is Outcome.SUCCEEDED:
-            values["is_timed_out"] = False
+        if row.is_blocked:
+            # of what is closed no attempt is alive: a scope that drains would wait for the end of one for ever
+            values["is_timed_out"] = values["state"] is State.TIMED_OUT
         return self._settled(connection, instance, row, values, makes_pass, is_closed=values["state"] is State.SETTLED)
 
     def _settled(

@@ -199,6 +199,21 @@ def test_failing_a_step_whose_attempt_goes_on_undoes_it_when_that_has_ended(live
     assert started.status() is Status.COMPENSATED
 
 
+@pytest.mark.parametrize("ended", [succeeds("late"), FAILS, DOUBTS, None], ids=["succeeds", "fails", "doubts", "lost"])
+def test_cancelling_while_a_blocked_attempt_goes_on_drains_it(lives: Worlds, ended: Any) -> None:
+    started, attempt = blocked_in_time(lives)
+    started.cancel()
+    started.go_on()
+    assert started.status() is Status.COMPENSATING
+    if ended is None:
+        started.lose(attempt)
+    else:
+        started.end(attempt, ended)
+    started.run_all()
+    assert started.status() is Status.CANCELLED
+    assert started.states()[1:] == ([] if ended is FAILS else ["refund succeeded"])
+
+
 def test_a_blocked_step_that_was_never_claimed_in_time_is_withdrawn_when_it_is_failed(lives: Worlds) -> None:
     started = parked(lives, timed)
     started.clock.advance(60)
