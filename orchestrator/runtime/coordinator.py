@@ -176,8 +176,8 @@ class Coordinator(Passes):
         def prepare(connection: Connection, _instance: Instance) -> Change | None:
             nonlocal released
             row = history.find_row(connection, key)
-            is_mine = row is not None and row.state is State.RUNNING and row.attempt == attempt
-            released = is_mine and row is not None and not (row.is_draining or row.is_blocked)
+            is_held = row is not None and row.state is State.RUNNING and row.attempt == attempt
+            released = row is not None and is_held and not (row.is_draining or row.is_timed_out)
             if row is None or not released:
                 return None
             told = {"failure": codec.dump(failure)} if failure is not None else {}

@@ -214,6 +214,13 @@ def test_cancelling_while_a_blocked_attempt_goes_on_drains_it(lives: Worlds, end
     assert started.states()[1:] == ([] if ended is FAILS else ["refund succeeded"])
 
 
+def test_an_attempt_past_the_timeout_that_blocked_is_not_released_for_another(lives: Worlds) -> None:
+    started, attempt = blocked_in_time(lives)
+    released, _ = started.coordinator.release(attempt.key, attempt.attempt, delay_seconds=0, failure=None, values={})
+    assert not released
+    assert started.row(0).state is State.RUNNING
+
+
 def test_a_blocked_step_that_was_never_claimed_in_time_is_withdrawn_when_it_is_failed(lives: Worlds) -> None:
     started = parked(lives, timed)
     started.clock.advance(60)
