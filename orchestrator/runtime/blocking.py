@@ -26,8 +26,10 @@ def is_blocking(instance: Instance, row: HistoryRow, outcome: Outcome) -> bool:
     return instance.parks or instance.is_past_pivot or is_doubtful_pivot
 
 
-def block(row: HistoryRow, values: dict[str, Any], outcome: Outcome, failure: str | None, others: int) -> Change:
-    """Leave a step that has come to ``outcome`` unsettled; ``others`` steps are blocked besides."""
+def block(
+    row: HistoryRow, values: dict[str, Any], outcome: Outcome, failure: str | None, blocked: Iterable[HistoryRow]
+) -> Change:
+    """Leave a step that has come to ``outcome`` unsettled, beside those that are ``blocked`` already."""
     change = Change()
     if values["state"] is State.TIMED_OUT:  # an attempt goes on, and may yet succeed
         held: dict[str, Any] = {"timeout_at": None, "due_at": None, "is_timed_out": True}
@@ -36,11 +38,8 @@ def block(row: HistoryRow, values: dict[str, Any], outcome: Outcome, failure: st
         held = {**values, "state": State.BLOCKED, "is_timed_out": False, "is_in_doubt": is_in_doubt, "timeout_at": None}
     held["failure"] = failure
     change.change_row(row, held)
-    change.instance = {
-        "status": Status.BLOCKED,
-        "blocked_steps": others + 1,
-        "blocked": explain([row.changed(held)]),
-    }
+    still = sorted([row.changed(held), *(r for r in blocked if r.seq != row.seq)], key=lambda r: r.seq)
+    change.instance = {"status": Status.BLOCKED, "blocked_steps": len(still), "blocked": explain(still)}
     return change
 
 

@@ -216,8 +216,7 @@ class Coordinator(Passes):
     ) -> Change:
         """Give a record its outcome; where a failing step blocks its instance it is left unsettled instead."""
         if may_block and blocking.is_blocking(instance, row, outcome):
-            others = instance.blocked_steps - row.is_blocked
-            return blocking.block(row, values, outcome, failure, others)
+            return blocking.block(row, values, outcome, failure, history.list_blocked(connection, instance))
         values = {
             **values,
             "outcome": outcome,

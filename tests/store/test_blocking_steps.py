@@ -114,6 +114,23 @@ def test_a_step_that_was_in_doubt_stays_so_when_it_is_resumed(lives: Worlds) -> 
     started.run_all()
 
 
+def test_several_blocked_steps_are_named_resumed_and_failed_each(lives: Worlds) -> None:
+    started = parked(lives, two_at_once)
+    started.run(0, FAILS)
+    started.run(1, FAILS)
+    assert started.instance.blocked_steps == 2
+    assert all(f"step {seq} " in (started.instance.blocked or "") for seq in (0, 1))
+    started.lifecycle.fail_step(started.instance, 0)
+    assert (started.status(), started.instance.blocked_steps) == (Status.BLOCKED, 1)
+    assert "step 0 " not in (started.instance.blocked or "")
+    started.lifecycle.resume(started.instance)
+    assert (started.status(), started.instance.blocked_steps) == (Status.RUNNING, 0)
+    started.run(1, succeeds())
+    started.run_all()
+    assert started.states() == ["reserve failed", "charge succeeded"]
+    assert started.status() is Status.FAILED
+
+
 def test_while_a_step_blocks_the_others_go_on(lives: Worlds) -> None:
     def workflow(ctx: Context) -> Any:
         handle = ctx.start(step("charge"))
