@@ -47,9 +47,17 @@ def release(instance: Instance, row: HistoryRow, change: Change, others: Iterabl
     """Note that ``row`` blocks its instance no longer."""
     still = [other for other in others if other.seq != row.seq]
     change.instance["blocked_steps"] = len(still)
+    if is_blocked_for_code(instance):  # that it stays, and there is no pass that would go on with it
+        return
     change.instance["blocked"] = explain(still) if still else None
     if not still and instance.status is Status.BLOCKED:
         change.instance["status"] = Status.RUNNING
+
+
+def is_blocked_for_code(instance: Instance) -> bool:
+    """Tell whether no code could make the pass of an instance; it may be blocked for steps besides."""
+    is_stopped = instance.status is Status.BLOCKED and instance.pass_due_at is None
+    return is_stopped and (instance.refused is not None or instance.blocked_steps == 0 or instance.waiting == 0)
 
 
 def explain(rows: Iterable[HistoryRow]) -> str:

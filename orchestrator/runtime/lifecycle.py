@@ -85,7 +85,7 @@ class Lifecycle:
             if locked.status is not Status.BLOCKED:
                 raise errors.InvalidOperation(f"{locked.id} is {locked.status}; only what is BLOCKED can be resumed")
             change = Change()
-            is_for_code = locked.blocked_steps == 0 or locked.refused is not None
+            is_for_code = blocking.is_blocked_for_code(locked)
             for row in history.list_blocked(connection, locked):
                 if row.state is State.BLOCKED:
                     self._try_again(row, change)

@@ -331,6 +331,15 @@ def refused_and_blocked(lives: Worlds) -> World:
     return started
 
 
+def test_failing_the_blocked_step_does_not_hide_that_no_code_matches(lives: Worlds) -> None:
+    started = refused_and_blocked(lives)
+    started.lifecycle.fail_step(started.instance, 0)
+    assert started.status() is Status.BLOCKED
+    started.lifecycle.resume(started.instance)
+    started.run_all()
+    assert started.status() is Status.FAILED
+
+
 def test_resuming_gives_both_the_step_and_the_code_another_try(lives: Worlds) -> None:
     started = refused_and_blocked(lives)
     started.lifecycle.resume(started.instance)
