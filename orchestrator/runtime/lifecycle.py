@@ -89,12 +89,12 @@ class Lifecycle:
             for row in history.list_blocked(connection, locked):
                 if row.state is State.BLOCKED:
                     self._try_again(row, change)
+                else:
+                    self._wait_again(row, change)
             if is_for_code:
                 change.instance.update(refused=None, pass_attempts=0)
                 settling.owe_pass(locked, change, self.coordinator.later(self.coordinator.settings.publish_grace))
-            change.instance.setdefault("blocked_steps", 0)
-            if not change.instance["blocked_steps"]:
-                change.instance.update(status=Status.RUNNING, blocked=None)
+            change.instance.update(status=Status.RUNNING, blocked_steps=0, blocked=None)
             return change
 
         self._do(instance, "resume", prepare)
@@ -110,6 +110,11 @@ class Lifecycle:
         again = self.coordinator.schedule_again(row.changed(values), values, 0.0)
         change.rows[row.seq] = (row, again.rows[row.seq][1])
         change.outbox.extend(again.outbox)
+
+    def _wait_again(self, row: HistoryRow, change: Change) -> None:
+        """Give an attempt that goes on past its step's timeout as much time again."""
+        timeout_at = None if row.timeout_seconds is None else self.coordinator.later(row.timeout_seconds)
+        change.change_row(row, {"is_timed_out": False, "timeout_at": timeout_at, "due_at": timeout_at})
 
     def fail_step(self, instance: Instance, seq: int) -> None:
         """Let a blocked step raise in the workflow, as it would have without blocking."""

@@ -204,6 +204,20 @@ def test_an_attempt_that_fails_after_the_timeout_that_blocked_leaves_it_blocked(
     assert started.result() == "again"
 
 
+def test_resuming_a_step_whose_attempt_goes_on_waits_as_long_again(lives: Worlds) -> None:
+    started, attempt = blocked_in_time(lives)
+    started.lifecycle.resume(started.instance)
+    assert (started.status(), started.instance.blocked_steps) == (Status.RUNNING, 0)
+    assert (started.row(0).attempt, started.row(0).is_timed_out) == (1, False)
+    started.settle_due()
+    assert started.status() is Status.RUNNING
+    started.clock.advance(60)
+    started.settle_due()
+    assert (started.status(), started.instance.blocked_steps) == (Status.BLOCKED, 1)
+    started.end(attempt, succeeds("late"))
+    assert started.result() == "late"
+
+
 def test_failing_a_step_whose_attempt_goes_on_undoes_it_when_that_has_ended(lives: Worlds) -> None:
     started, attempt = blocked_in_time(lives)
     started.lifecycle.fail_step(started.instance, 0)
