@@ -80,8 +80,13 @@ class Lifecycle:
 
     def resume(self, instance: Instance) -> None:
         """Give a blocked instance another try: its blocked steps another attempt, its code another pass."""
+        was_blocked = False
 
         def prepare(connection: Connection, locked: Instance) -> Change | None:
+            nonlocal was_blocked
+            if was_blocked and locked.status is not Status.BLOCKED:
+                return None  # the answer to the COMMIT before was lost: it has been resumed
+            was_blocked = locked.status is Status.BLOCKED
             if locked.status is not Status.BLOCKED:
                 raise errors.InvalidOperation(f"{locked.id} is {locked.status}; only what is BLOCKED can be resumed")
             change = Change()

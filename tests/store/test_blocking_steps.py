@@ -369,4 +369,15 @@ def test_resuming_whose_answer_was_lost_has_resumed(lives: Worlds) -> None:
     started.run_all()
 
 
+def test_resuming_for_the_code_alone_whose_answer_was_lost_has_resumed(lives: Worlds) -> None:
+    started = parked(lives, lambda ctx: ctx.run(step("charge")))
+    changed = Scripted({"buy": lambda ctx: ctx.run(step("ship"))}, ("ship",))
+    started.end(started.take(0), succeeds(), coordinator=started.coordinator_of("worker-1", workflows=changed))
+    assert started.status() is Status.BLOCKED
+    lose_answer(started.store, lost_answer(), "resume")
+    started.lifecycle.resume(started.instance)
+    started.go_on()
+    assert started.status() is Status.COMPLETED
+
+
 # --- children -----------------------------------------------------------------------------------------------------
