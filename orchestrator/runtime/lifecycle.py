@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from orchestrator import errors
+from orchestrator.core.calls.plans import name_child
 from orchestrator.core.records import Kind, State
 from orchestrator.runtime import blocking, requests, settling
 from orchestrator.runtime.change import Change
@@ -111,7 +112,7 @@ class Lifecycle:
             values["timeout_at"] = self.coordinator.later(row.timeout_seconds)
         if row.kind is Kind.CHILD:
             # the child that failed has ended: another attempt is another instance
-            values["child_id"] = f"{row.child_id}.{row.dispatch + 1}"
+            values["child_id"] = name_child(f"{row.child_id}.{row.dispatch + 1}")
         again = self.coordinator.schedule_again(row.changed(values), values, 0.0)
         change.rows[row.seq] = (row, again.rows[row.seq][1])
         change.outbox.extend(again.outbox)

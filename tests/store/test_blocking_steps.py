@@ -381,3 +381,23 @@ def test_resuming_for_the_code_alone_whose_answer_was_lost_has_resumed(lives: Wo
 
 
 # --- children -----------------------------------------------------------------------------------------------------
+
+
+def test_resuming_a_child_that_failed_starts_another(lives: Worlds) -> None:
+    def workflow(ctx: Context) -> Any:
+        child = ctx.start(step("ordering").set(task_id="c" * 199))
+        return [child.get(), child.instance_id]
+
+    started = parked(lives, workflow, ordering=lambda ctx: ctx.run(step("work")))
+    started.workflows.declared = WorkflowOptions()
+    started.go_on()
+    first = started.child(0)
+    first.run(0, FAILS)
+    assert (started.status(), first.status()) == (Status.BLOCKED, Status.FAILED)
+    started.lifecycle.resume(started.instance)
+    started.go_on()
+    second = started.child(0)
+    assert second.instance_id != first.instance_id
+    second.run(0, succeeds("made"))
+    started.go_on()
+    assert started.result() == ["made", second.instance_id]

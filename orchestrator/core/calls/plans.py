@@ -136,7 +136,11 @@ def _plan_child(
 def _child_id(current: Pass, place: int) -> str:
     """Return the id of the child that the ``place``-th command from here starts: no other life of the id has it."""
     history = current.history
-    name = f"{history.instance_id}:{history.run}:{len(current.nodes) + place}~{history.generation[:8]}"
+    return name_child(f"{history.instance_id}:{history.run}:{len(current.nodes) + place}~{history.generation[:8]}")
+
+
+def name_child(name: str) -> str:
+    """Return ``name`` as the id of a child, or what stands for it where it is too long."""
     return name if len(name) <= LONGEST_ID else str(uuid.uuid5(uuid.NAMESPACE_URL, name))
 
 
