@@ -83,7 +83,7 @@ def insert_mail(connection: Connection, new: NewMail, now: datetime) -> bool:
     # read by itself: as a part of the INSERT it would lock the receiver's row where reads are repeatable
     generation = connection.execute(select(instance.c.generation).where(instance.c.id == new.instance_id)).scalar()
     values = {
-        "address": f"i:{new.instance_id}:{new.channel}",
+        "address": _address(new.instance_id, new.channel),
         "message_id": new.message_id,
         "instance_id": new.instance_id,
         "generation": generation,
@@ -95,6 +95,11 @@ def insert_mail(connection: Connection, new: NewMail, now: datetime) -> bool:
         "due_at": now,
     }
     return _insert_once(connection, values, new.message_id)
+
+
+def _address(instance_id: str, channel: str) -> str:
+    # ids have colons in them, those of children always; no id has a line feed
+    return f"i:{instance_id}\n{channel}"
 
 
 def _insert_once(connection: Connection, values: dict[str, Any], message_id: str | None) -> bool:
@@ -131,7 +136,7 @@ def publish(
 def _broadcast(connection: Connection, listeners: list[tuple[str, str]], values: dict[str, Any]) -> None:
     channel, message_id = values["channel"], values["message_id"]
     rows = [
-        {**values, "address": f"i:{instance_id}:{channel}", "instance_id": instance_id, "generation": generation}
+        {**values, "address": _address(instance_id, channel), "instance_id": instance_id, "generation": generation}
         for instance_id, generation in listeners
     ]
     if not rows:
@@ -186,7 +191,7 @@ def copy_taken(connection: Connection, ids: Sequence[int], instance_id: str, gen
         seq = row["received_seq"]
         copy = {
             **{name: row[name] for name in names},
-            "address": f"i:{instance_id}:{row['channel']}",
+            "address": _address(instance_id, row["channel"]),
             "instance_id": instance_id,
             "generation": generation,
             "run": 0,

@@ -180,6 +180,16 @@ def test_the_same_message_id_is_delivered_once_also_by_8_at_once(
     assert len(mail_of(started)) == 2
 
 
+def test_an_id_and_a_channel_that_read_like_others_are_not_taken_for_them(lives: Worlds) -> None:
+    started = lives(listen=listen)
+    started.start("listen", 1, "b:c", instance_id="a")
+    started.start("listen", 1, "c", instance_id="a:b")
+    started.at("a").send("b:c", "first", "m-1")
+    started.at("a:b").send("c", "second", "m-1")
+    started.go_on()
+    assert (started.at("a").result(), started.at("a:b").result()) == (["first"], ["second"])
+
+
 def test_two_that_wake_an_instance_at_once_number_each_message_once(
     lives: Worlds, another_process: Callable[[World], World]
 ) -> None:
