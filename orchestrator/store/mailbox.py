@@ -80,7 +80,7 @@ def _mail(row: Any) -> Mail:
 
 def insert_mail(connection: Connection, new: NewMail, now: datetime) -> bool:
     """Put ``new`` into the mailbox of its receiver; ``False`` if its ``message_id`` was delivered there before."""
-    # read by itself: as a part of the INSERT it would lock the receiver's row where reads are repeatable
+    # by a statement of its own: as a part of the INSERT, MySQL would wait for the receiver's lock to read it
     generation = connection.execute(select(instance.c.generation).where(instance.c.id == new.instance_id)).scalar()
     values = {
         "address": _address(new.instance_id, new.channel),

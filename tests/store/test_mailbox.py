@@ -252,6 +252,18 @@ def test_what_an_instance_has_not_taken_when_it_ends_lies_unread(lives: Worlds) 
     assert count_due_mail(started) == 0
 
 
+def test_sending_does_not_wait_for_the_receivers_lock(lives: Worlds, another_process: Callable[[World], World]) -> None:
+    started = listening(lives)
+    if started.store.is_sqlite:
+        pytest.skip("whoever writes keeps all others out")
+    sender = another_process(started)
+    with started.store.begin("hold") as connection:
+        instances.lock_instance(connection, "order-1")
+        at_once(lambda: sender.send("paid", "through", "m-1"))
+    started.go_on()
+    assert started.result() == ["through"]
+
+
 def end_and_purge(world: World) -> None:
     """Remove an instance as a purge does: its mail may be on its way still."""
     with world.store.begin("purge") as connection:
