@@ -17,7 +17,7 @@ from orchestrator import codec, errors
 from orchestrator.core.calls.waiting import LONGEST_CHANNEL, LONGEST_MESSAGE_ID
 from orchestrator.core.records import Delivery, Outcome, Payload, PublishMessage
 from orchestrator.runtime import callers, requests, settling
-from orchestrator.runtime.change import Change, Outbox
+from orchestrator.runtime.change import Change, Outbox, with_values
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.writing import WOKEN_AT_ONCE
 from orchestrator.store import history, instances, mailbox
@@ -77,14 +77,14 @@ class Postman:
         if not untaken:
             return None
         change = Change()
+        messages = [mail for mail in untaken if mail.kind is MailKind.MESSAGE]
         for mail in untaken:
             if mail.kind is not MailKind.MESSAGE:
                 self._obey(connection, instance, mail, change)
                 change.unread.append(mail.id)
-            elif instance.status.is_final:
-                change.unread.append(mail.id)
-        messages = [mail for mail in untaken if mail.id not in change.unread]
-        if messages:
+        if instance.status.is_final or with_values(instance, change.instance).status.is_final:
+            change.unread += [mail.id for mail in messages]
+        elif messages:
             self._number(connection, instance, messages, change)
         return change
 

@@ -301,6 +301,16 @@ def parent(ctx: Context, delay: float | None = None) -> Any:
 # --- one notice of several things ---------------------------------------------------------------------------------
 
 
+def test_a_message_behind_the_order_to_stop_changes_nothing_any_more(lives: Worlds) -> None:
+    started = listening(lives)
+    with started.store.begin("test") as connection:
+        mailbox.insert_mail(connection, NewMail("order-1", kind=MailKind.TERMINATE), started.clock())
+    started.send("paid", "too late")
+    started.go_on()
+    assert started.status() is Status.TERMINATED
+    assert (started.instance.pass_due_at, count_due_mail(started)) == (None, 0)
+
+
 @pytest.mark.parametrize("purpose", ["send", "wake", "advance"])
 def test_an_answer_to_a_commit_that_was_lost_doubles_nothing(lives: Worlds, purpose: str) -> None:
     started = listening(lives, 2)
