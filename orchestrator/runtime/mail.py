@@ -77,8 +77,11 @@ class Postman:
         if not untaken:
             return None
         change = Change()
-        messages = [mail for mail in untaken if mail.kind is MailKind.MESSAGE]
-        for mail in untaken:
+        own = [mail for mail in untaken if mail.generation in (None, instance.generation)]
+        # what was for an earlier life of the id would stay due for ever
+        change.unread = [mail.id for mail in untaken if mail not in own]
+        messages = [mail for mail in own if mail.kind is MailKind.MESSAGE]
+        for mail in own:
             if mail.kind is not MailKind.MESSAGE:
                 self._obey(connection, instance, mail, change)
                 change.unread.append(mail.id)

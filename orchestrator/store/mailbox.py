@@ -50,6 +50,7 @@ class Mail:
     taken_order: int | None
     taken_at: datetime | None
     received_seq: int | None
+    generation: str | None = None  # of the receiver; none if it did not exist yet
 
     @property
     def event(self) -> MessageTaken:
@@ -154,10 +155,12 @@ def _broadcast(connection: Connection, listeners: list[tuple[str, str]], values:
 
 
 def list_untaken(connection: Connection, receiver: Instance) -> list[Mail]:
-    """Return what an instance has not taken notice of yet, in the order in which it was sent."""
-    own = or_(message.c.generation == receiver.generation, message.c.generation.is_(None))
+    """Return what an instance has not taken notice of yet, in the order in which it was sent.
+
+    Mail for an earlier life of its id is among it.
+    """
     statement = select(*_COLUMNS).where(
-        message.c.instance_id == receiver.id, message.c.run.is_(None), message.c.due_at.is_not(None), own
+        message.c.instance_id == receiver.id, message.c.run.is_(None), message.c.due_at.is_not(None)
     )
     return [_mail(row) for row in connection.execute(statement.order_by(message.c.id))]
 

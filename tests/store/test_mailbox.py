@@ -271,6 +271,19 @@ def end_and_purge(world: World) -> None:
         connection.execute(instance_table.delete().where(instance_table.c.id == world.instance_id))
 
 
+def test_mail_to_an_earlier_life_of_an_id_is_not_read_by_the_next_and_does_not_stay_due(lives: Worlds) -> None:
+    started = listening(lives)
+    started.send("paid", "old")
+    end_and_purge(started)
+    started.generation = "f" * 16
+    started.start("listen", 1)
+    started.go_on()
+    assert (started.status(), count_due_mail(started)) == (Status.RUNNING, 0)
+    started.send("paid", "new")
+    started.go_on()
+    assert started.result() == ["new"]
+
+
 def test_mail_to_nobody_is_tried_less_and_less_often_and_then_given_up(lives: Worlds) -> None:
     started = listening(lives)
     started.send("paid", "old")
