@@ -311,6 +311,14 @@ def parent(ctx: Context, delay: float | None = None) -> Any:
     return child.get()
 
 
+def test_a_child_that_has_not_been_started_can_be_sent_messages(lives: Worlds) -> None:
+    started = lives(listen=listen, parent=parent)
+    started.start("parent")
+    started.run(1, succeeds())  # before anybody got to starting the child
+    started.go_on()
+    assert started.result() == ["from its parent"]
+
+
 # --- one notice of several things ---------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from orchestrator.core.handles import MessageHandle, TimerHandle
 from orchestrator.core.passes import Pass, Settlement
 from orchestrator.core.records import (
     Delivery,
+    Kind,
     OpenReceive,
     Outcome,
     Payload,
@@ -22,6 +23,7 @@ from orchestrator.core.records import (
     Recurred,
     SendMessage,
     StartChild,
+    State,
     Subscribe,
     Unsubscribe,
 )
@@ -118,9 +120,11 @@ class WaitCalls(Part):
         raise kind(command.instance_id)
 
     def _find_receiver(self, instance_id: str) -> Settlement:
-        # a child that this very pass starts is nowhere to be found yet
+        # a child that this very pass asks for, or that nobody has got to starting, is nowhere to be found yet
         asked = [new for new in self._pass.records if new.outcome is None]
         children = {new.command.child_id for new in asked if isinstance(new.command, StartChild)}
+        unbegun = (State.HELD, State.SCHEDULED)
+        children |= {r.child_id or "" for r in self._pass.history.records if r.kind is Kind.CHILD and r.state in unbegun}
         is_own = instance_id in children
         delivery = Delivery.DELIVERED if is_own else self._pass.host.find_receiver(instance_id)
         return Outcome.SUCCEEDED, json.dumps(delivery), None
