@@ -33,7 +33,7 @@ logger = logging.getLogger("orchestrator")
 #: What delivers what a commit leaves to be done.
 Deliver = Callable[[Outbox], None]
 
-#: So often mail is offered to an instance that does not exist: a child may not have been started yet.
+#: So often mail is offered to an instance that does not exist, over some days: a child may have to be started yet.
 MOST_ATTEMPTS = 20
 COMPETITORS_AT_ONCE = 10
 
@@ -138,8 +138,8 @@ class Postman:
                 with self.store.begin("lost-mail") as connection:
                     mailbox.delete_mail(connection, mail.id)
         with self.store.begin("lost-mail") as connection:
-            until = self.coordinator.later(self.coordinator.settings.poll_interval)
-            mailbox.postpone_mail(connection, instance_id, until, MOST_ATTEMPTS)
+            now, first_seconds = self.coordinator.clock(), self.coordinator.settings.poll_interval
+            mailbox.postpone_mail(connection, instance_id, now, first_seconds, MOST_ATTEMPTS)
         return outbox
 
     # --- competing ------------------------------------------------------------------------------------------------

@@ -94,6 +94,7 @@ def _insert_child(
         parent=Parent(parent.id, parent.generation, row.run, row.seq, parent.root_id or parent.id),
     )
     if is_new:
+        mailbox.hasten_mail(connection, row.child_id, now)
         return
     existing = instances.find_instance(connection, row.child_id)
     if existing is None or existing.generation != generation:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -17,6 +17,10 @@ from sqlalchemy import Connection, and_, delete, exc, exists, func, insert, or_,
 from orchestrator.core.records import Kind, MessageTaken, Payload, State
 from orchestrator.store.instances import Instance
 from orchestrator.store.tables import history, instance, message, subscription
+
+
+#: Between two tries to deliver mail to an instance that does not exist.
+LONGEST_SECONDS = 86400.0
 
 
 class MailKind(StrEnum):
@@ -222,11 +226,31 @@ def list_lost(connection: Connection, instance_id: str) -> list[Mail]:
     return [_mail(row) for row in connection.execute(statement.order_by(message.c.id))]
 
 
-def postpone_mail(connection: Connection, instance_id: str, until: datetime, most_attempts: int) -> None:
-    """Try the mail of an instance that does not exist (yet) later, a few times; then nobody will read it."""
+def postpone_mail(
+    connection: Connection, instance_id: str, now: datetime, first_seconds: float, most_attempts: int
+) -> None:
+    """Try the mail of an instance that does not exist (yet) later and later; at last nobody will read it."""
     own = and_(message.c.instance_id == instance_id, message.c.due_at.is_not(None))
-    connection.execute(delete(message).where(own, message.c.attempts >= most_attempts))
-    connection.execute(update(message).where(own).values(due_at=until, attempts=message.c.attempts + 1))
+    for mail_id, attempts in connection.execute(select(message.c.id, message.c.attempts).where(own)).all():
+        if attempts >= most_attempts and not _is_to_be_started(connection, instance_id):
+            delete_mail(connection, mail_id)
+            continue
+        until = now + timedelta(seconds=min(first_seconds * 2.0 ** min(attempts, most_attempts), LONGEST_SECONDS))
+        values = {"due_at": until, "attempts": attempts + 1}
+        connection.execute(update(message).where(message.c.id == mail_id).values(**values))
+
+
+def _is_to_be_started(connection: Connection, instance_id: str) -> bool:
+    """Tell whether a child of that id is going to be started; reads all of the history, so it is asked rarely."""
+    unbegun = history.c.state.in_((State.HELD, State.SCHEDULED))
+    statement = select(history.c.seq).where(history.c.child_id == instance_id, unbegun).limit(1)
+    return connection.execute(statement).first() is not None
+
+
+def hasten_mail(connection: Connection, instance_id: str, now: datetime) -> None:
+    """Have the mail that an instance was sent before it existed delivered at once."""
+    own = and_(message.c.instance_id == instance_id, message.c.due_at.is_not(None))
+    connection.execute(update(message).where(own).values(due_at=now))
 
 
 def delete_mail(connection: Connection, mail_id: int) -> None:

@@ -319,6 +319,20 @@ def test_a_child_that_has_not_been_started_can_be_sent_messages(lives: Worlds) -
     assert started.result() == ["from its parent"]
 
 
+def test_a_message_waits_as_long_as_the_start_of_the_child_does(lives: Worlds) -> None:
+    started = lives(listen=listen, parent=parent)
+    started.start("parent", 30 * 86400)
+    started.run(1, succeeds())
+    child_id = started.row(0).child_id or ""
+    for _ in range(60):
+        started.clock.advance(43200)
+        if mail_of(started, child_id)[0][3] <= started.clock():
+            started.publish(started.postman.wake(child_id))
+    started.publish(started.aftermath.start_child(started.row(0)))
+    started.go_on()
+    assert started.result() == ["from its parent"]
+
+
 # --- one notice of several things ---------------------------------------------------------------------------------
 
 
