@@ -353,8 +353,12 @@ class Coordinator(Passes):
 
         def prepare(connection: Connection, instance: Instance) -> Change | None:
             row = history.find_row(connection, key)
-            if row is None or row.due_at is None or (instance.status.is_final and row.seq >= 0):
+            if row is None or row.due_at is None:
                 return None
+            if instance.status.is_final and row.seq >= 0:
+                # its end left this attempt or child alone; were it to stay due, it would keep others from their turn
+                values = {"timeout_at": None, "expires_at": None, "due_at": row.publish_at}
+                return Change(rows={row.seq: (row, values)})
             due = settling.settle_by_clock(row, self.clock())
             if due is None:
                 return None

@@ -238,6 +238,17 @@ def test_terminating_stops_everything_and_undoes_nothing(lives: Worlds) -> None:
     started.lifecycle.terminate(started.instance, "twice is once")
 
 
+def test_the_timeout_of_what_a_terminated_instance_left_behind_does_not_stay_due(lives: Worlds) -> None:
+    started = reserved(lives, lambda ctx: ctx.run(step("charge"), timeout=60, compensate=step("refund")))
+    attempt = started.take(1)
+    started.lifecycle.terminate(started.instance, None)
+    started.clock.advance(60)
+    started.settle_due()
+    with started.store.read("look") as connection:
+        assert due.list_due_records(connection, started.clock(), 10) == []
+    assert started.end(attempt, succeeds())
+
+
 @pytest.mark.parametrize("status", [Status.BLOCKED, Status.COMPENSATING])
 def test_terminating_a_blocked_or_compensating_instance_ends_it(lives: Worlds, status: Status) -> None:
     started = reserved(lives, lambda ctx: ctx.run(step("charge"), compensate=step("refund")))
