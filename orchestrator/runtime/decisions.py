@@ -24,7 +24,7 @@ from orchestrator.core.records import (
     Withdrawal,
 )
 from orchestrator.runtime import blocking, requests, settling
-from orchestrator.runtime.change import Change, with_values
+from orchestrator.runtime.change import Change
 from orchestrator.runtime.recording import insert_records, mail_to_cancel
 from orchestrator.runtime.settling import dump_not_undone, explain, list_not_undone
 from orchestrator.store.history import HistoryRow
@@ -199,13 +199,9 @@ def _end_undone(
     ending: Undone,
     not_undone: list[NotUndone],
 ) -> None:
-    """End an instance for the second time: Celery was told its result, and is told nothing more."""
     _stop_waiting(change, rows)
     status = Status.COMPENSATION_FAILED if not_undone else Status.COMPENSATED
-    requests.end(passes, instance, change, status, failure=codec.dump(ending.failure))
-    change.ends, change.outbox.ended, change.report = False, None, None
-    if instance.undo_seq is not None:
-        change.report = requests.report_undone(with_values(instance, change.instance), instance.undo_seq)
+    requests.end_again(passes, instance, change, status, failure=codec.dump(ending.failure))
 
 
 def _stop_waiting(change: Change, rows: dict[int, HistoryRow]) -> None:

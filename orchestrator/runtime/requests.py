@@ -98,7 +98,8 @@ def terminate(passes: Passes, connection: Connection, instance: Instance, change
                 NewMail(row.child_id, kind=MailKind.TERMINATE, payload=reason, message_id=f"stop:{row.run}:{row.seq}")
             )
     failure = Failure("orchestrator.errors.WorkflowTerminated", ("builtins.Exception",), reason or "terminated")
-    end(passes, instance, change, Status.TERMINATED, failure=codec.dump(failure))
+    ends = end if instance.undo_order is None else end_again
+    ends(passes, instance, change, Status.TERMINATED, failure=codec.dump(failure))
 
 
 def end(
@@ -128,6 +129,19 @@ def end(
     ended = with_values(instance, change.instance)
     change.outbox.ended = ended
     change.report = _report_end(ended)
+
+
+def end_again(
+    passes: Passes, instance: Instance, change: Change, status: Status, *, failure: str | None = None
+) -> None:
+    """End an instance that had completed and was being undone.
+
+    Celery was told its result, and is told nothing more; its parent may wait for the undo.
+    """
+    end(passes, instance, change, status, failure=failure)
+    change.ends, change.outbox.ended, change.report = False, None, None
+    if instance.undo_seq is not None:
+        change.report = report_undone(with_values(instance, change.instance), instance.undo_seq)
 
 
 #: What the end of a child is to its parent: what was undone has left nothing behind.

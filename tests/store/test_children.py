@@ -282,6 +282,24 @@ def test_a_child_that_was_terminated_makes_its_undone_parent_compensation_failed
     assert started.status() is Status.COMPENSATED
 
 
+def test_a_child_that_is_terminated_while_it_is_undone_is_told_to_its_parent(lives: Worlds) -> None:
+    started = with_children(lives)
+    started.child(0).run(0, succeeds("c-1"))
+    started.go_on()
+    started.run(1, FAILS)
+    started.go_on()
+    child = started.child(0)
+    with started.store.begin("finished") as connection:
+        instances.delete_finish(connection, child.instance_id, child.generation)
+    assert child.status() is Status.COMPENSATING
+    child.lifecycle.terminate(child.instance, "enough")
+    started.go_on()
+    assert (child.status(), started.status()) == (Status.TERMINATED, Status.COMPENSATION_FAILED)
+    with started.store.read("look") as connection:
+        finishes = instances.list_due_finishes(connection, started.clock().replace(year=2100), 10)
+    assert [finish[0] for finish in finishes] == ["order-1"]  # Celery has been told of the child's result already
+
+
 def test_an_operators_undo_of_a_child_serves_its_parent_as_well(lives: Worlds) -> None:
     started = with_children(lives)
     child = started.child(0)
