@@ -77,9 +77,10 @@ class Postman:
         if not untaken:
             return None
         change = Change()
-        own = [mail for mail in untaken if mail.generation in (None, instance.generation)]
+        generations = (None, instance.generation)
+        own = [mail for mail in untaken if mail.generation in generations]
         # what was for an earlier life of the id would stay due for ever
-        change.unread = [mail.id for mail in untaken if mail not in own]
+        change.unread = [mail.id for mail in untaken if mail.generation not in generations]
         messages = [mail for mail in own if mail.kind is MailKind.MESSAGE]
         for mail in own:
             if mail.kind is not MailKind.MESSAGE:

@@ -395,9 +395,7 @@ def test_the_same_publication_by_8_at_once_reaches_every_subscriber_once(
     assert [started.at(f"reader-{n}").result() for n in range(3)] == [[1, 2]] * 3
 
 
-def test_what_competitors_wait_for_is_won_by_one_each(
-    lives: Worlds, another_process: Callable[[World], World]
-) -> None:
+def test_what_competitors_wait_for_is_won_by_one_each(lives: Worlds, another_process: Callable[[World], World]) -> None:
     started = start_subscribers(lives, "competing", 4, each=3)
     for number in range(12):
         started.publish_message("news", number)
