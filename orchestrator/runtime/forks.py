@@ -90,8 +90,6 @@ class Forks:
 
     def _values(self, origin: Instance, shared: list[HistoryRow], seq: int, last_order: int) -> dict[str, Any]:
         """Return what the new instance takes over from its origin besides records."""
-        seeds = [*(json.loads(origin.seeds) if origin.seeds else [])]
-        seeds = [[until, seed] for until, seed in seeds if until < seq]
         values: dict[str, Any] = {
             "status": Status.RUNNING,
             "started_at": origin.started_at or origin.created_at,
@@ -102,7 +100,7 @@ class Forks:
             "last_at": origin.last_at,
             "parks": origin.parks,
             "is_past_pivot": any(r.role is Role.PIVOT and r.outcome is Outcome.SUCCEEDED for r in shared),
-            "seeds": json.dumps([*seeds, [seq, seed_of(as_history(origin, ()))]]),
+            "seeds": json.dumps(_seeds(origin, seq)),
         }
         if origin.cancel_order is not None and origin.cancel_order <= last_order:
             names = ("cancel_order", "cancel_at", "cancel_reason")
@@ -110,6 +108,16 @@ class Forks:
         if origin.deadline_order is not None and origin.deadline_order <= last_order:
             values |= {name: getattr(origin, name) for name in ("deadline_order", "deadline_passed_at")}
         return values
+
+
+def _seeds(origin: Instance, seq: int) -> list[tuple[int, str]]:
+    """Return what the shared history was drawn from: the origin may be a fork, and share some of it with its own."""
+    seeds: list[tuple[int, str]] = []
+    for until, seed in json.loads(origin.seeds) if origin.seeds else []:
+        seeds.append((min(until, seq), seed))
+        if until >= seq:
+            return seeds
+    return [*seeds, (seq, seed_of(as_history(origin, ())))]
 
 
 def _last_order(origin: Instance, rows: list[HistoryRow], seq: int) -> int:

@@ -66,6 +66,20 @@ def test_what_was_drawn_in_the_shared_part_stays_and_later_draws_are_ones_own(li
     assert set(origin[4:]).isdisjoint(other[4:])
 
 
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1), (2, 2)])
+def test_a_fork_of_a_fork_keeps_what_was_drawn_before_either(lives: Worlds, first: int, second: int) -> None:
+    started = started_with(lives, buy)
+    started.run_all()
+    forked = fork(started, first)
+    forked.run_all()
+    twice = fork(forked, second, "twice")
+    twice.run_all()
+    origin, middle, last = started.result(), forked.result(), twice.result()
+    assert last[: 2 * second] == middle[: 2 * second]
+    assert last[: 2 * min(first, second)] == origin[: 2 * min(first, second)]
+    assert set(last[2 * second :]).isdisjoint(middle)
+
+
 def test_a_fork_at_the_end_returns_the_same(lives: Worlds) -> None:
     started = started_with(lives, lambda ctx: ctx.run(step("charge")))
     started.run(0, succeeds("c-1"))
