@@ -125,7 +125,10 @@ def _last_order(origin: Instance, rows: list[HistoryRow], seq: int) -> int:
     if not 0 <= seq <= len(rows):
         raise errors.InvalidOperation(f"{origin.id} has {len(rows)} records; it cannot be forked at {seq}")
     if seq == len(rows):
-        return origin.passed_order or 0
+        passed_order = origin.passed_order or 0
+        if origin.undo_order is not None and origin.undo_order <= passed_order:
+            raise errors.InvalidOperation(f"the undo of {origin.id} has begun; fork it before that")
+        return passed_order
     if rows[seq].kind in _UNDOES:
         raise errors.InvalidOperation(f"{origin.id} was undoing when record {seq} was asked for; fork it before that")
     return rows[seq].after_order

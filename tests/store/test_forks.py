@@ -227,6 +227,19 @@ def test_a_nested_scope_that_was_undone_in_the_shared_part_is_replayed(lives: Wo
     assert forked.status() is Status.COMPLETED
 
 
+def test_where_the_undo_of_a_completed_instance_began_it_cannot_be_forked(lives: Worlds) -> None:
+    started = started_with(lives, lambda ctx: ctx.run(step("charge"), compensate=step("refund")))
+    started.run_all()
+    started.lifecycle.undo(started.instance)
+    started.run_all()
+    assert started.status() is Status.COMPENSATED
+    with pytest.raises(errors.InvalidOperation, match="undo"):
+        fork(started, 2)
+    forked = fork(started, 0)
+    forked.run_all()
+    assert forked.status() is Status.COMPLETED
+
+
 def terminated(lives: Worlds, workflow: Callable[..., Any] = buy, **functions: Callable[..., Any]) -> World:
     """An instance that was terminated when all but its last step had been run."""
     started = started_with(lives, workflow, **functions)
