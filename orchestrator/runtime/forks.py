@@ -63,6 +63,8 @@ class Forks:
         last_order = _last_order(origin, rows, seq)
         shared = [_shared(row, last_order) for row in rows[:seq]]
         undone = {row.undoes for row in shared if row.kind in _UNDOES}
+        if owns:
+            _give_away(connection, origin, [row for row in shared if row.compensation and row.seq not in undone], new_id)
         values = self._values(origin, shared, seq, last_order)
         values["mail"] = sum(each.taken_order is not None and each.taken_order <= last_order for each in mail)
         now = self.coordinator.clock()
@@ -151,9 +153,21 @@ def _shared(row: HistoryRow, last_order: int) -> HistoryRow:
     return row
 
 
+def _give_away(connection: Connection, origin: Instance, owned: list[HistoryRow], new_id: str) -> None:
+    """Note to whom the compensations of steps belong: undone by two forks, they would be undone twice."""
+    for row in owned:
+        if row.resolution is not None:
+            raise errors.InvalidOperation(
+                f"compensations of {origin.id} belong to another: step {row.seq} ({row.name}): {row.resolution}"
+            )
+        history.note_on_row(connection, row, {"resolution": f"its compensation belongs to the fork {new_id}"})
+
+
 def _copy(row: HistoryRow, instance_id: str, generation: str, keeps_compensation: bool) -> dict[str, Any]:
     kept = {} if keeps_compensation else {"compensation": None, "inherits_compensation": False}
-    own = {"instance_id": instance_id, "generation": generation, "run": 0, "awaited": None, "wake": None}
+    own: dict[str, Any] = {"instance_id": instance_id, "generation": generation, "run": 0, "awaited": None, "wake": None}
+    if row.kind not in _UNDOES:
+        own["resolution"] = None
     return {**dataclasses.asdict(row), **own, **kept}
 
 

@@ -268,3 +268,12 @@ def test_a_fork_that_owns_the_compensations_undoes_what_it_shares(lives: Worlds)
     forked.run_all()
     assert [row.undoes for row in forked.rows() if row.kind is Kind.COMPENSATION] == [1, 0]
     assert forked.status() is Status.COMPENSATED
+
+
+def test_compensations_are_given_away_once(lives: Worlds) -> None:
+    started = terminated(lives)
+    fork(started, 1, owns=True).go_on()
+    for seq in (1, 2):
+        with pytest.raises(errors.InvalidOperation, match="belong to another"):
+            fork(started, seq, "second", owns=True)
+    fork(started, 2, "third").run_all()
