@@ -123,7 +123,7 @@ class Postman:
             case MailKind.TERMINATE:
                 requests.terminate(self.coordinator, connection, instance, change, mail.payload)
             case MailKind.UNDO:
-                requests.request_undo(self.coordinator, instance, change, _undoing(mail).seq)
+                requests.request_undo(self.coordinator, instance, change, _undoing(mail))
             case MailKind.MESSAGE:
                 raise AssertionError("a message is received by the workflow")
 

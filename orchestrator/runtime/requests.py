@@ -54,16 +54,22 @@ def pass_deadline(passes: Passes, instance: Instance, change: Change) -> None:
     _owe_pass(passes, instance, change)
 
 
-def request_undo(passes: Passes, instance: Instance, change: Change, undo_seq: int | None) -> None:
-    """Have a completed instance run its compensations; ``undo_seq`` is the record of its parent that waits for it."""
-    if undo_seq is not None:
-        change.instance["undo_seq"] = undo_seq
+def request_undo(passes: Passes, instance: Instance, change: Change, waiting: StepKey | None) -> None:
+    """Have a completed instance run its compensations; ``waiting`` is the record of its parent that waits for it."""
+    if waiting is not None:
+        # the fork that its compensations were given to takes the place of the parent that started it
+        change.instance.update(
+            undo_seq=waiting.seq,
+            parent_id=waiting.instance_id,
+            parent_generation=waiting.generation,
+            parent_run=waiting.run,
+        )
     if instance.status is Status.COMPLETED:
         order, at = _number(passes, instance, change)
         change.instance.update(undo_order=order, undo_at=at, status=Status.COMPENSATING, ended_at=None)
         _owe_pass(passes, instance, change)
-    elif instance.status.is_final and undo_seq is not None:
-        change.report = report_undone(instance, undo_seq)
+    elif instance.status.is_final and waiting is not None:
+        change.report = report_undone(with_values(instance, change.instance), waiting.seq)
 
 
 def report_undone(instance: Instance, undo_seq: int) -> Report | None:

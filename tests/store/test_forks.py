@@ -277,3 +277,20 @@ def test_compensations_are_given_away_once(lives: Worlds) -> None:
         with pytest.raises(errors.InvalidOperation, match="belong to another"):
             fork(started, seq, "second", owns=True)
     fork(started, 2, "third").run_all()
+
+
+def test_a_fork_that_owns_the_compensations_has_the_children_undo_themselves(lives: Worlds) -> None:
+    def workflow(ctx: Context) -> Any:
+        ctx.run(step("ordering"))
+        ctx.run(step("ship"))
+
+    started = terminated(lives, workflow, ordering=ordering)
+    child = started.child(0)
+    assert child.status() is Status.COMPLETED
+    forked = fork(started, 1, owns=True)
+    forked.go_on()
+    forked.run(1, FAILS)
+    run_everything(started)
+    assert child.status() is Status.COMPENSATED
+    assert (forked.status(), started.status()) == (Status.COMPENSATED, Status.TERMINATED)
+    assert json.loads(forked.row(2).result or "0") is None
