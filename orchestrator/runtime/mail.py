@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection
 
@@ -36,6 +35,10 @@ Deliver = Callable[[Outbox], None]
 #: So often mail is offered to an instance that does not exist, over some days: a child may have to be started yet.
 MOST_ATTEMPTS = 20
 COMPETITORS_AT_ONCE = 10
+#: Whoever sends is waiting.
+SENDER_PATIENCE_SECONDS = 10.0
+
+T = TypeVar("T")
 
 
 def read_message(channel: object, message: Any, message_id: object, limit_bytes: int) -> Payload:
@@ -176,10 +179,14 @@ class Postman:
         """Insert a message for an instance, and tell it after the commit; refuse one that is unknown or has ended."""
         if missing not in ("raise", "ignore"):
             raise errors.InvalidOperation(f"missing is 'raise' or 'ignore', not {missing!r}")
-        with self._transaction("send", session) as connection:
+
+        def insert(connection: Connection) -> Delivery:
             delivery = find_receiver(connection, new.instance_id)
             if delivery is Delivery.DELIVERED:
                 mailbox.insert_mail(connection, new, self.coordinator.clock())
+            return delivery
+
+        delivery = self._write("send", session, insert)
         if delivery is Delivery.DELIVERED:
             _after(session, lambda: deliver(Outbox(wakes=[new.instance_id])))
             return True
@@ -189,15 +196,24 @@ class Postman:
 
     def publish(self, message: PublishMessage, session: CallersSession | None, deliver: Deliver) -> None:
         """Insert a publication, and tell those it is for after the commit."""
-        now, told = self.coordinator.clock(), WOKEN_AT_ONCE
-        with self._transaction("publish-message", session) as connection:
-            wakes = mailbox.publish(connection, message.name, message.payload, message.message_id, now, told)
+
+        def insert(connection: Connection) -> list[str]:
+            now, told = self.coordinator.clock(), WOKEN_AT_ONCE
+            return mailbox.publish(connection, message.name, message.payload, message.message_id, now, told)
+
+        wakes = self._write("publish-message", session, insert)
         _after(session, lambda: deliver(Outbox(wakes=wakes, shared=[message.name])))
 
-    def _transaction(self, purpose: str, session: CallersSession | None) -> AbstractContextManager[Connection]:
-        if session is None:
-            return self.store.begin(purpose)
-        return nullcontext(callers.connection_of(session, self.store))
+    def _write(self, purpose: str, session: CallersSession | None, insert: Callable[[Connection], T]) -> T:
+        """Insert in the caller's transaction, or in one of our own, which is repeated if others were in its way."""
+        if session is not None:
+            return insert(callers.connection_of(session, self.store))
+
+        def once() -> T:
+            with self.store.begin(purpose) as connection:
+                return insert(connection)
+
+        return self.store.retrying(once, patience_seconds=SENDER_PATIENCE_SECONDS)
 
 
 def _after(session: CallersSession | None, do: Callable[[], None]) -> None:

@@ -12,12 +12,11 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, exc, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, delete, exc, exists, func, insert, select, update
 
 from orchestrator.core.records import Kind, MessageTaken, Payload, State
 from orchestrator.store.instances import Instance
 from orchestrator.store.tables import history, instance, message, subscription
-
 
 #: Between two tries to deliver mail to an instance that does not exist.
 LONGEST_SECONDS = 86400.0

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from orchestrator.core.attempts import AttemptDoubtful, AttemptFailed, AttemptLost, AttemptSucceeded, Ended
-from orchestrator.core.records import Decision, Delivery, Kind
+from orchestrator.core.records import Decision, Delivery, Kind, PublishMessage
 from orchestrator.core.replay import decide
 from orchestrator.runtime import mail
 from orchestrator.runtime.aftermath import Aftermath
@@ -290,17 +290,13 @@ class World:
     ) -> bool:
         """Send a message, and leave it in the mailbox."""
         new = NewMail(self.instance_id, channel, json.dumps(message), message_id)
-        with self.store.begin("send") as connection:
-            return mail.send(connection, new, missing, self.coordinator)
+        return self.postman.send(new, missing, None, lambda _outbox: None)
 
     def publish_message(self, channel: str, message: object, message_id: str | None = None) -> Outbox:
         """Publish a message, and leave it in the mailboxes."""
-
-        def once() -> Outbox:
-            with self.store.begin("publish-message") as connection:
-                return self.postman.publish(connection, channel, json.dumps(message), message_id)
-
-        return self.store.retrying(once, patience_seconds=PATIENCE_SECONDS)
+        told: list[Outbox] = []
+        self.postman.publish(PublishMessage(channel, "", json.dumps(message), message_id), None, told.append)
+        return told[0]
 
     def wake(self) -> None:
         """Let the instance take notice of its mail."""

@@ -124,7 +124,9 @@ class WaitCalls(Part):
         asked = [new for new in self._pass.records if new.outcome is None]
         children = {new.command.child_id for new in asked if isinstance(new.command, StartChild)}
         unbegun = (State.HELD, State.SCHEDULED)
-        children |= {r.child_id or "" for r in self._pass.history.records if r.kind is Kind.CHILD and r.state in unbegun}
+        children |= {
+            r.child_id or "" for r in self._pass.history.records if r.kind is Kind.CHILD and r.state in unbegun
+        }
         is_own = instance_id in children
         delivery = Delivery.DELIVERED if is_own else self._pass.host.find_receiver(instance_id)
         return Outcome.SUCCEEDED, json.dumps(delivery), None
