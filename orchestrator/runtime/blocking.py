@@ -70,8 +70,8 @@ def _explain(row: HistoryRow) -> str:
     said = f"{failure.type}: {failure.message}" if failure else "it ended without an exception"
     if row.state is State.RUNNING:
         return (
-            f"step {row.seq} ({row.name}) did not end in time, and an attempt of it goes on; wait for it, resume() gives "
-            f"it as much time again, fail_step({row.seq}) lets the workflow go on without its result"
+            f"step {row.seq} ({row.name}) did not end in time, and an attempt of it goes on; wait for it, resume() "
+            f"gives it as much time again, fail_step({row.seq}) lets the workflow go on without its result"
         )
     where = "nobody can say whether it took effect" if row.is_in_doubt else "it failed"
     return (

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from orchestrator import codec
 from orchestrator.core.attempts import AttemptDoubtful, AttemptLost, AttemptSucceeded, Ended
-from orchestrator.core.records import Broken, Diverged, Failure, NotUndone, Outcome, State, Wake
+from orchestrator.core.records import Broken, Diverged, Failure, Kind, NotUndone, Outcome, State, Wake
 from orchestrator.runtime.change import Change, with_values
 from orchestrator.store import history
 from orchestrator.store.history import HistoryRow, StepKey
@@ -122,7 +122,7 @@ def _told_by(row: HistoryRow) -> tuple[object, ...]:
 def settle_by_clock(row: HistoryRow, now: datetime) -> tuple[dict[str, Any], Outcome, str | None] | None:
     """Return what a step's timeout or its expiry makes of its record; ``None``: not due."""
     settled = {"state": State.SETTLED, "publish_at": None, "expires_at": None, "due_at": None}
-    if row.state not in (State.SCHEDULED, State.RUNNING):
+    if row.kind is Kind.TIMER or row.state not in (State.SCHEDULED, State.RUNNING):
         return None
     if row.timeout_at is not None and row.timeout_at <= now:
         message = f"no outcome within {row.timeout_seconds} s of its first dispatch"

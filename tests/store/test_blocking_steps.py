@@ -199,7 +199,9 @@ def test_an_attempt_that_fails_after_the_timeout_that_blocked_leaves_it_blocked(
     assert started.end(attempt, FAILS)
     assert (started.row(0).state, started.instance.blocked_steps) == (State.BLOCKED, 1)
     started.lifecycle.resume(started.instance)
-    assert started.row(0).timeout_at is not None and started.row(0).timeout_at > started.clock()
+    timeout_at = started.row(0).timeout_at
+    assert timeout_at is not None
+    assert timeout_at > started.clock()
     started.run(0, succeeds("again"))
     assert started.result() == "again"
 

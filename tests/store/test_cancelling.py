@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -186,9 +187,9 @@ def test_a_cancellation_whose_answer_was_lost_is_one(lives: Worlds) -> None:
 # --- concurrently -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("round", range(3))
+@pytest.mark.parametrize("turn", range(3))
 def test_cancelling_at_once_with_the_end_has_one_outcome(
-    lives: Worlds, another_process: Callable[[World], World], round: int
+    lives: Worlds, another_process: Callable[[World], World], turn: int
 ) -> None:
     started = lives(buy=buy)
     first, second = another_process(started), another_process(started)
@@ -206,7 +207,7 @@ def test_cancelling_at_once_with_the_end_has_one_outcome(
                 return False
             return True
 
-        held, was_cancelled = at_once(lambda attempt=attempt: first.end(attempt, succeeds()), cancel)
+        held, was_cancelled = at_once(functools.partial(first.end, attempt, succeeds()), cancel)
         assert held
         started.run_all()
         if was_cancelled and started.status() is not Status.COMPLETED:

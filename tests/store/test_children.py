@@ -158,9 +158,9 @@ def test_children_that_end_while_their_parent_is_cancelled_are_undone_or_cancell
 
 
 @pytest.mark.storm
-@pytest.mark.parametrize("round", range(20))
+@pytest.mark.parametrize("turn", range(20))
 def test_children_that_end_while_their_parent_is_cancelled_again_and_again(
-    lives: Worlds, another_process: Callable[[World], World], round: int
+    lives: Worlds, another_process: Callable[[World], World], turn: int
 ) -> None:
     test_children_that_end_while_their_parent_is_cancelled_are_undone_or_cancelled(lives, another_process)
 

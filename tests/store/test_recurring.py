@@ -75,7 +75,7 @@ def reading(ctx: Context, run: int, received: list[Any]) -> Any:
     if run == 2:
         return received
     got = [ctx.receive("a")]
-    ctx.recur(run + 1, [*received, *got])
+    return ctx.recur(run + 1, [*received, *got])
 
 
 def test_messages_that_were_not_received_are_there_for_the_next_run_in_their_order(lives: Worlds) -> None:

@@ -346,6 +346,7 @@ class World:
 
     def settle_due(self) -> None:
         """Settle what the clock has brought, as the poller does."""
+        self.fire_timers()
         with self.store.read("due-records") as connection:
             records = due.list_due_records(connection, self.clock(), 100)
         for record in records:

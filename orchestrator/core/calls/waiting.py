@@ -22,7 +22,6 @@ from orchestrator.core.records import (
     PublishMessage,
     Recurred,
     SendMessage,
-    StartChild,
     State,
     Subscribe,
     Unsubscribe,
@@ -121,13 +120,9 @@ class WaitCalls(Part):
 
     def _find_receiver(self, instance_id: str) -> Settlement:
         # a child that this very pass asks for, or that nobody has got to starting, is nowhere to be found yet
-        asked = [new for new in self._pass.records if new.outcome is None]
-        children = {new.command.child_id for new in asked if isinstance(new.command, StartChild)}
+        children = [node for node in self._pass.nodes if node.record.kind is Kind.CHILD and not node.is_settled]
         unbegun = (State.HELD, State.SCHEDULED)
-        children |= {
-            r.child_id or "" for r in self._pass.history.records if r.kind is Kind.CHILD and r.state in unbegun
-        }
-        is_own = instance_id in children
+        is_own = any(c.record.child_id == instance_id and c.record.state in unbegun for c in children)
         delivery = Delivery.DELIVERED if is_own else self._pass.host.find_receiver(instance_id)
         return Outcome.SUCCEEDED, json.dumps(delivery), None
 
