@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, select
 
-from tasks.database import Payment, Reservation, Shipment, Stock, transaction
+from tasks.database import Payment, PaymentRequest, Reservation, Shipment, Stock, transaction
 from tasks.models import Order
 
 
@@ -33,12 +33,13 @@ class Books:
 
 @dataclass(slots=True)
 class _Traces:
-    """What one order left behind: its payments, and the reservations and shipments that are still active."""
+    """What one order left behind: its payments, and the reservations, shipments and requests that are still active."""
 
     charges: list[int] = field(default_factory=list)
     refunds: list[int] = field(default_factory=list)
     reserved: list[tuple[str, int]] = field(default_factory=list)
     shipments: int = 0
+    can_be_paid: bool = False
 
 
 def check_books(orders: Collection[Order], completed_ids: Collection[str], initial_stock: Mapping[str, int]) -> Books:
@@ -85,6 +86,8 @@ def _load_traces(connection: Connection) -> dict[str, _Traces]:
         traces[reservation.order_id].reserved.append((reservation.sku, reservation.quantity))
     for shipment in connection.execute(select(Shipment.order_id).where(~Shipment.is_cancelled)):
         traces[shipment.order_id].shipments += 1
+    for request in connection.execute(select(PaymentRequest.order_id).where(PaymentRequest.is_open)):
+        traces[request.order_id].can_be_paid = True
     return dict(traces)
 
 
@@ -119,3 +122,5 @@ def _check_not_completed(left: _Traces) -> Iterator[str]:
         yield f"not completed, yet {sorted(left.reserved)} is still reserved"
     if left.shipments:
         yield f"not completed, yet it has {left.shipments} active shipments"
+    if left.can_be_paid:
+        yield "not completed, yet it can still be paid"

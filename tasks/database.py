@@ -45,6 +45,16 @@ class Payment(ShopTable):
     cents: Mapped[int]
 
 
+class PaymentRequest(ShopTable):
+    """What a customer was asked to pay, at the payment provider's page; one that is not open cannot be paid."""
+
+    __tablename__ = "payment_requests"
+
+    order_id: Mapped[str] = mapped_column(primary_key=True)
+    cents: Mapped[int]
+    is_open: Mapped[bool] = mapped_column(default=True)
+
+
 class GatewayCall(ShopTable):
     """The payment gateway's memory of how often it was asked; it is what lets it fail a known number of times."""
 

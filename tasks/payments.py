@@ -1,4 +1,4 @@
-"""Card payments, through a gateway whose idempotency key is the order id.
+"""Payments, through a gateway whose idempotency key is the order id: a card is charged, or its holder asked to pay.
 
 The gateway is simulated, and the card number decides how it behaves.
 """
@@ -6,7 +6,7 @@ The gateway is simulated, and the card number decides how it behaves.
 from sqlalchemy import select, update
 
 from tasks.app import app
-from tasks.database import GatewayCall, Payment, insert_once, transaction
+from tasks.database import GatewayCall, Payment, PaymentRequest, insert_once, transaction
 from tasks.latency import round_trip
 
 # how a card number ends that the gateway…
@@ -18,6 +18,10 @@ FAILING_CALLS = 2
 
 class CardDeclined(Exception):
     """The card was not charged, and never will be."""
+
+
+class RequestClosed(Exception):
+    """The order cannot be paid: nobody has asked for that, or not any more."""
 
 
 class GatewayTimeout(Exception):
@@ -72,6 +76,48 @@ def refund_card(charge_id: str | None, order_id: str) -> None:
                 card_last4=charge.card_last4,
                 cents=charge.cents,
             )
+
+
+@app.task
+def request_payment(order_id: str, cents: int) -> str:
+    """Ask the customer to pay, once; return the address of the gateway's page where that is done.
+
+    A request that was withdrawn since is not opened again.
+    """
+    with round_trip(), transaction() as connection:
+        insert_once(connection, PaymentRequest, order_id=order_id, cents=cents, is_open=True)
+    return f"https://pay.example/{order_id}"
+
+
+@app.task
+def withdraw_payment(order_id: str) -> None:
+    """Close the request to pay, and refund what was paid already. What was never asked for is left at that."""
+    with round_trip(), transaction() as connection:
+        close = update(PaymentRequest).where(PaymentRequest.order_id == order_id)
+        connection.execute(close.values(is_open=False))
+    # closed first: from here on nothing more can be paid, so nothing is paid after the refund
+    refund_card(None, order_id)
+
+
+def pay(order_id: str, card: str) -> str:
+    """Do what the customer does at the gateway's page: pay the order, once, and return the charge's id.
+
+    Raises `CardDeclined`, or `RequestClosed` for an order that is not open to be paid.
+    """
+    if card.endswith(DECLINED):
+        raise CardDeclined(f"the card ending in {card[-4:]} was declined for {order_id}")
+    charge_id = _charge_id(order_id)
+    still_open = (PaymentRequest.order_id == order_id, PaymentRequest.is_open)
+    with transaction() as connection:
+        # written, not only read: a withdrawal at the same moment waits for this transaction, or this one for it
+        hold = update(PaymentRequest).where(*still_open).values(is_open=True).returning(PaymentRequest.cents)
+        cents = connection.execute(hold).scalar_one_or_none()
+        if cents is None:
+            raise RequestClosed(f"{order_id} is not open to be paid")
+        insert_once(
+            connection, Payment, id=charge_id, order_id=order_id, kind="charge", card_last4=card[-4:], cents=cents
+        )
+    return charge_id
 
 
 def _charge_id(order_id: str) -> str:

@@ -3,7 +3,7 @@ from sqlalchemy import delete, insert, update
 
 from tasks.books import Books, check_books
 from tasks.couriers import book_courier, cancel_courier
-from tasks.database import Payment, Reservation, Shipment, ShopTable, Stock, transaction
+from tasks.database import Payment, PaymentRequest, Reservation, Shipment, ShopTable, Stock, transaction
 from tasks.models import Order, OrderLine
 from tasks.payments import charge_card, refund_card
 from tasks.stock import release_stock, reserve_stock
@@ -110,6 +110,12 @@ def test_a_second_shipment_is_found() -> None:
 def test_a_shipment_left_behind_is_found() -> None:
     plant(Shipment, id="planted", order_id=UNDONE.id, address=ADDRESS, is_cancelled=False)
     assert check().discrepancies == ("undone: not completed, yet it has 1 active shipments",)
+
+
+def test_a_request_to_pay_left_open_is_found() -> None:
+    plant(PaymentRequest, order_id=SOLD.id, cents=1450, is_open=True)  # paid, so it may stay
+    plant(PaymentRequest, order_id=UNDONE.id, cents=1450, is_open=True)
+    assert check().discrepancies == ("undone: not completed, yet it can still be paid",)
 
 
 def test_money_of_an_order_nobody_placed_is_found() -> None:

@@ -2,7 +2,17 @@ import pytest
 from sqlalchemy import select
 
 from tasks.database import Payment, transaction
-from tasks.payments import CardDeclined, GatewayTimeout, RefundFailed, charge_card, refund_card
+from tasks.payments import (
+    CardDeclined,
+    GatewayTimeout,
+    RefundFailed,
+    RequestClosed,
+    charge_card,
+    pay,
+    refund_card,
+    request_payment,
+    withdraw_payment,
+)
 
 GOOD = "4242424242424242"
 DECLINED = "4000000000000002"
@@ -88,4 +98,33 @@ def test_a_refund_fails_twice_and_then_works() -> None:
             refund_card(charge_id, "order-1")
     assert payments() == [CHARGED]
     refund_card(charge_id, "order-1")
+    assert payments() == [CHARGED, REFUNDED]
+
+
+def test_what_was_asked_for_is_paid_once() -> None:
+    request_payment("order-1", 1450)
+    assert pay("order-1", GOOD) == pay("order-1", GOOD)
+    assert payments() == [CHARGED]
+
+
+def test_nothing_is_paid_that_nobody_asked_for() -> None:
+    with pytest.raises(RequestClosed):
+        pay("order-1", GOOD)
+    assert payments() == []
+
+
+def test_a_withdrawn_request_cannot_be_paid_nor_be_made_again() -> None:
+    request_payment("order-1", 1450)
+    withdraw_payment("order-1")
+    request_payment("order-1", 1450)
+    with pytest.raises(RequestClosed):
+        pay("order-1", GOOD)
+    assert payments() == []
+
+
+def test_withdrawing_a_request_that_was_paid_refunds_it_once() -> None:
+    request_payment("order-1", 1450)
+    pay("order-1", GOOD)
+    withdraw_payment("order-1")
+    withdraw_payment("order-1")
     assert payments() == [CHARGED, REFUNDED]
