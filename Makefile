@@ -1,6 +1,6 @@
 # Needs Python 3.11 or newer and nothing else: each target first installs what it needs into .venv, once.
 #
-#   make demo                  200 orders, a killed worker, and the books (about half a minute)
+#   make demo                  200 orders, a killed worker, and the books (less than a minute)
 #   make demo ORDERS=file      the same with orders of your own, one JSON object a line
 #   make test                  the tests; ARGS="-k refund" goes to pytest
 #   make lint                  ruff, mypy, import-linter

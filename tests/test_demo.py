@@ -56,6 +56,12 @@ def test_every_order_ends_and_the_books_balance_although_the_worker_is_killed(fe
     assert re.search(r"difference in money +0\.00 *\n", output)
     assert re.search(r"difference in pieces +0 *\n", output)
     assert "undone by release_stock(" in output
+    assert "order-003 waits for its payment, and is cancelled by its customer" in output
+    assert re.search(r"1 +CANCELLED", output)
+    assert "undone by withdraw_payment(" in output
+    assert "order-005 was delivered, and is sent back by its customer" in output
+    assert "What became of order-005, COMPENSATED: it had completed, and was undone by request" in output
+    assert "undone by refund_card(charge/order-005) succeeded" in output
     assert "Every order has ended, and the books balance." in output
     assert not any(is_running(pid) for pid in workers)
 

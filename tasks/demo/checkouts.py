@@ -1,4 +1,4 @@
-"""The orders on their way through the checkout workflow, as a client of the shop sees them."""
+"""The orders on their way through the checkout workflows, as a client of the shop sees them."""
 
 from collections import Counter, deque
 from collections.abc import Collection, Sequence
@@ -6,9 +6,11 @@ from collections.abc import Collection, Sequence
 from orchestrator import WorkflowHandle
 from tasks.app import orchestrator
 from tasks.models import Order
-from tasks.workflows import checkout
+from tasks.workflows import checkout, prepaid_checkout
 
 UNDER_WAY = 25  # at most, so that a run has orders in every stage instead of all of them in the first one
+#: Which order waits for a payment that never comes until it is cancelled, and which one is sent back.
+CANCELLED_ONE, SENT_BACK_ONE = 2, 4
 NOT_ENDED = ("PENDING", "RUNNING", "COMPENSATING", "BLOCKED")
 
 
@@ -30,8 +32,28 @@ class Checkouts:
         while self._not_started and len(self._under_way) < UNDER_WAY:
             order = self._not_started.popleft()
             # the order's own id: started again, by a client that crashed here, it would still be one checkout
-            self._under_way[order.id] = orchestrator.start(checkout.s(order), instance_id=order.id)
+            workflow = prepaid_checkout if order.id == self.to_be_cancelled else checkout
+            self._under_way[order.id] = orchestrator.start(workflow.s(order), instance_id=order.id)
             self.statuses[order.id] = "PENDING"
+
+    def follow(self, order_id: str) -> None:
+        """Follow an order again that had ended."""
+        self._under_way[order_id] = orchestrator.get(order_id)
+        self.statuses[order_id] = self._under_way[order_id].instance_status
+
+    @property
+    def to_be_cancelled(self) -> str | None:
+        """The order that waits for a payment that never comes."""
+        return self._order_at(CANCELLED_ONE)
+
+    @property
+    def to_be_sent_back(self) -> str | None:
+        """The order that is sent back if it is delivered."""
+        return self._order_at(SENT_BACK_ONE)
+
+    def _order_at(self, place: int) -> str | None:
+        # a few orders are run as they are
+        return self.orders[place].id if len(self.orders) > SENT_BACK_ONE else None
 
     @property
     def total(self) -> int:

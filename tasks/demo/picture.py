@@ -22,7 +22,7 @@ STYLES = {
     "FAILED": "red",
     "COMPENSATION_FAILED": "bold red",
     "BLOCKED": "bold red",
-    "CANCELLED": "red",
+    "CANCELLED": "blue",
     "TERMINATED": "red",
 }
 MEANINGS = {
@@ -30,8 +30,9 @@ MEANINGS = {
     "RUNNING": "under way",
     "COMPENSATING": "being undone",
     "COMPLETED": "delivered",
-    "COMPENSATED": "failed, and all that was done has been undone",
+    "COMPENSATED": "failed or sent back, and all that was done has been undone",
     "FAILED": "failed before anything was done",
+    "CANCELLED": "cancelled by the customer, and all that was done has been undone",
     "COMPENSATION_FAILED": "failed, and some of it could not be undone",
     "BLOCKED": "waits for a person",
 }

@@ -1,6 +1,6 @@
-"""What is printed at the end: do the books balance, and what happened to one order that was undone."""
+"""What is printed at the end: do the books balance, and what happened to some of the orders that were undone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,6 +17,8 @@ from tasks.samples import get_initial_stock
 
 OUTCOME_STYLES = {"succeeded": "green", "failed": "red", "unknown": "yellow", "withdrawn": "dim"}
 
+WAITS = {"receive": "the message {}", "timer": "the time to pass"}
+
 
 def reckon(console: Console, checkouts: Checkouts) -> bool:
     """Print the reconciliation; return whether every order has ended and the books balance."""
@@ -26,8 +28,7 @@ def reckon(console: Console, checkouts: Checkouts) -> bool:
     is_balanced = _print_books(console, checkouts)
     histories = {order_id: orchestrator.get(order_id).history() for order_id in checkouts.statuses}
     _print_lost(console, histories)
-    example = _choose_example(checkouts, histories)
-    if example is not None:
+    for example in _choose_examples(checkouts, histories):
         console.print()
         console.print(_draw_history(example, histories[example]))
     console.print()
@@ -97,8 +98,11 @@ def _print_lost(console: Console, histories: dict[str, list[HistoryEntry]]) -> N
         )
 
 
-def _choose_example(checkouts: Checkouts, histories: dict[str, list[HistoryEntry]]) -> str | None:
-    """Return the undone order with most to see: lost attempts before all, then compensations, then attempts."""
+def _choose_examples(checkouts: Checkouts, histories: dict[str, list[HistoryEntry]]) -> Iterator[str]:
+    """Yield the failed order with most to see, one that was cancelled and one that was sent back.
+
+    Most to see: lost attempts before all, then compensations, then attempts.
+    """
 
     def interest(order_id: str) -> tuple[int, int, int]:
         history = histories[order_id]
@@ -108,7 +112,14 @@ def _choose_example(checkouts: Checkouts, histories: dict[str, list[HistoryEntry
             sum(entry.attempts for entry in history),
         )
 
-    return max(checkouts.list_with("COMPENSATED", "COMPENSATION_FAILED"), key=interest, default=None)
+    undone = checkouts.list_with("COMPENSATED", "COMPENSATION_FAILED")
+    chosen = (checkouts.to_be_cancelled, checkouts.to_be_sent_back)
+    failed = [order_id for order_id in undone if order_id not in chosen]
+    if failed:
+        yield max(failed, key=interest)
+    for order_id in chosen:
+        if order_id in undone or order_id in checkouts.list_with("CANCELLED"):
+            yield order_id
 
 
 def _draw_history(order_id: str, history: Sequence[HistoryEntry]) -> Tree:
@@ -126,6 +137,9 @@ def _draw_history(order_id: str, history: Sequence[HistoryEntry]) -> Tree:
 
 def _describe(order_id: str, entry: HistoryEntry) -> Text:
     outcome = entry.outcome or entry.state
+    if entry.kind in WAITS:
+        what = WAITS[entry.kind].format(entry.name)
+        return Text.assemble("waited for ", (what, "bold"), " ", (outcome, OUTCOME_STYLES.get(outcome, "")))
     own = [arg for arg in entry.args if isinstance(arg, str | int) and arg != order_id]
     line = Text("undone by " if entry.undoes is not None else "")
     line.append(_short(entry.name), "bold")

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from tasks.database import create_tables, stock_up
 from tasks.demo.checkouts import Checkouts
+from tasks.demo.customers import Customers
 from tasks.demo.picture import Picture, open_picture
 from tasks.demo.reckoning import reckon
 from tasks.demo.worker import Worker
@@ -41,13 +42,18 @@ def _follow(checkouts: Checkouts, worker: Worker | None, picture: Picture) -> No
     patience = PATIENCE_SECONDS + PATIENCE_SECONDS_PER_ORDER * checkouts.total
     deadline = time.monotonic() + patience
     victim = worker
+    customers = Customers(checkouts)
     while not checkouts.have_ended:
         checkouts.advance()
         picture.show(checkouts)
-        if victim is not None and 2 * checkouts.ended >= checkouts.total:
-            _kill(checkouts, victim, picture)
-            _start(victim, picture)
-            victim = None
+        if 2 * checkouts.ended >= checkouts.total:
+            if victim is not None:
+                _kill(checkouts, victim, picture)
+            # at first no worker is there: what is asked of an order is recorded all the same
+            customers.act(picture)
+            if victim is not None:
+                _start(victim, picture)
+                victim = None
         if worker is not None:
             worker.check()
         if time.monotonic() > deadline:
