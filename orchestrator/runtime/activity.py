@@ -155,16 +155,16 @@ class StepRunner:
         return result
 
     def _step(self, row: HistoryRow) -> CurrentStep:
-        probe = CancelProbe(lambda: self._is_draining(row.key))
+        probe = CancelProbe(lambda: self._is_unwanted(row))
         return CurrentStep(row.instance_id, row.run, row.seq, row.attempt, row.key.idempotency_key, probe)
 
-    def _is_draining(self, key: StepKey) -> bool:
+    def _is_unwanted(self, row: HistoryRow) -> bool:
         try:
-            with self.coordinator.store.read("is-draining") as connection:
-                row = history.find_row(connection, key)
+            with self.coordinator.store.read("is-unwanted") as connection:
+                current = history.find_row(connection, row.key)
         except (SQLAlchemyError, errors.StoreUnreachable):
             return False  # nobody can say, and the body must not fail for it
-        return row is not None and row.is_draining
+        return current is None or current.attempt != row.attempt or current.is_draining
 
     # --- arguments and results ------------------------------------------------------------------------------------
 
