@@ -61,7 +61,9 @@ class Player:
         self.broker_url = broker_url
         self.workers: list[subprocess.Popen[bytes]] = []
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self.environment = {**os.environ, "PATH": path, "PYTHONPATH": str(folder), "PYTHONUNBUFFERED": "1"}
+        # the package beside these pages, whichever is installed
+        modules = f"{folder}{os.pathsep}{ROOT}"
+        self.environment = {**os.environ, "PATH": path, "PYTHONPATH": modules, "PYTHONUNBUFFERED": "1"}
 
     def play(self) -> None:
         for block in blocks_of(self.page):

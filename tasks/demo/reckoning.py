@@ -113,7 +113,7 @@ def _choose_examples(checkouts: Checkouts, histories: dict[str, list[HistoryEntr
         )
 
     undone = checkouts.list_with("COMPENSATED", "COMPENSATION_FAILED")
-    chosen = (checkouts.to_be_cancelled, checkouts.to_be_sent_back)
+    chosen = [order_id for order_id in (checkouts.to_be_cancelled, checkouts.to_be_sent_back) if order_id is not None]
     failed = [order_id for order_id in undone if order_id not in chosen]
     if failed:
         yield max(failed, key=interest)
