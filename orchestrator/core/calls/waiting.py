@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from orchestrator import errors
 from orchestrator.core.calls.durations import Seconds, check_instant, read_seconds
@@ -159,7 +159,7 @@ class WaitCalls(Part):
 
     # --- the next run ---------------------------------------------------------------------------------------------
 
-    def recur(self, *args: Any, **kwargs: Any) -> None:
+    def recur(self, *args: Any, **kwargs: Any) -> NoReturn:
         """End this run and begin the next one, with other input and a fresh history, under the same instance id.
 
         Waits for what is open first.  Refused inside ``saga()``, and while compensations are registered: ``commit()``
