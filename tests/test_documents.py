@@ -22,9 +22,20 @@ from pathlib import Path
 import pytest
 
 import orchestrator
-from orchestrator import Context, GroupHandle, Orchestrator, StepHandle, errors
+from orchestrator import (
+    ChildHandle,
+    Context,
+    CurrentStep,
+    GroupHandle,
+    MessageHandle,
+    Orchestrator,
+    StepHandle,
+    TimerHandle,
+    WorkflowHandle,
+    errors,
+)
 from orchestrator.runtime.settings import Settings
-from orchestrator.runtime.workflow import Description, HistoryEntry
+from orchestrator.runtime.workflow import Description, HistoryEntry, RunEntry
 from orchestrator.store.instances import Status
 
 ROOT = Path(__file__).parents[1]
@@ -178,11 +189,14 @@ def test_every_block_says_what_it_is(page: Path) -> None:
 
 
 def _public_names() -> list[str]:
-    handles = (StepHandle, GroupHandle, orchestrator.TimerHandle, orchestrator.WorkflowHandle)
-    own = [name for kind in (Context, *handles) for name in vars(kind) if not name.startswith("_")]
+    handles = (StepHandle, ChildHandle, GroupHandle, TimerHandle, MessageHandle, WorkflowHandle, CurrentStep)
+    classes = {
+        base for kind in (Context, *handles) for base in kind.__mro__ if base.__module__.startswith("orchestrator")
+    }
+    own = [name for kind in classes for name in vars(kind) if not name.startswith("_")]
     # what a handle overrides of Celery's is Celery's to explain
     inherited = {"poll_seconds", "wait"}
-    fields = [field.name for kind in (Description, HistoryEntry) for field in dataclasses.fields(kind)]
+    fields = [field.name for kind in (Description, HistoryEntry, RunEntry) for field in dataclasses.fields(kind)]
     methods = [name for name in vars(Orchestrator) if callable(getattr(Orchestrator, name)) and name in _DOCUMENTED]
     names = {*orchestrator.__all__, *errors.__all__, *own, *fields, *methods, *Settings.model_fields, *Status}
     return sorted(names - inherited - {"__version__"})
