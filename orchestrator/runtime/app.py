@@ -204,7 +204,7 @@ class Orchestrator:
         commits.  The same ``message_id`` is delivered once on a channel.  Raises ``UnknownInstance`` or
         ``InstanceEnded``, or with ``missing="ignore"`` returns ``False``.
         """
-        running.check_outside_of_passes("a message")
+        running.refuse_inside_passes("send()", "use ctx.send")
         payload = read_message(channel, message, message_id, self.settings.max_payload_bytes)
         new = NewMail(instance_id, channel, payload, message_id)
         return self.postman.send(new, missing, session, self.dispatcher.deliver)
@@ -222,7 +222,7 @@ class Orchestrator:
         When this returns it is recorded; with ``session`` (see ``start``) it is when the caller's transaction commits.
         The same ``message_id`` is delivered once on a channel.
         """
-        running.check_outside_of_passes("a message")
+        running.refuse_inside_passes("publish()", "use ctx.publish")
         payload = read_message(channel, message, message_id, self.settings.max_payload_bytes)
         command = PublishMessage(channel, "", payload, message_id)
         self.postman.publish(command, session, self.dispatcher.deliver)

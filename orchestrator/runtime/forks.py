@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 from orchestrator import errors
 from orchestrator.core.calls.values import seed_of
 from orchestrator.core.records import Kind, Outcome, Role, State
+from orchestrator.runtime import running
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.inputs import check_instance_id
 from orchestrator.runtime.starter import Starter
@@ -41,6 +42,7 @@ class Forks:
 
     def fork(self, origin: Instance, seq: int, instance_id: str | None, owns_compensations: bool) -> WorkflowHandle:
         """Record a fork of ``origin`` and publish its start; see ``WorkflowHandle.fork``."""
+        running.refuse_inside_passes("fork()")
         new_id = check_instance_id(instance_id) if instance_id is not None else str(uuid.uuid4())
         if owns_compensations and origin.status is not Status.TERMINATED:
             raise errors.InvalidOperation(

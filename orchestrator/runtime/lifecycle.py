@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from orchestrator import errors
 from orchestrator.core.calls.plans import name_child
 from orchestrator.core.records import Kind, State
-from orchestrator.runtime import blocking, requests, settling
+from orchestrator.runtime import blocking, requests, running, settling
 from orchestrator.runtime.change import Change
 from orchestrator.runtime.coordinator import RELEASED, Coordinator
 from orchestrator.runtime.dispatch import Dispatcher, task_id_of
@@ -144,6 +144,7 @@ class Lifecycle:
         self._do(instance, "fail-step", prepare)
 
     def _do(self, instance: Instance, purpose: str, prepare: Callable[[Connection, Instance], Change | None]) -> None:
+        running.refuse_inside_passes(f"{purpose.replace('-', '_')}()")
         outbox = self.coordinator.transact(purpose, instance.id, instance.generation, prepare, _PATIENCE_SECONDS)
         self.dispatcher.deliver(outbox)
 

@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from orchestrator import codec, errors
 from orchestrator.core.records import Failure, Kind, Outcome, State
-from orchestrator.runtime import settling
+from orchestrator.runtime import running, settling
 from orchestrator.runtime.change import Change
 from orchestrator.runtime.coordinator import RELEASED, Coordinator
 from orchestrator.runtime.dispatch import Dispatcher
@@ -62,6 +62,7 @@ class Operator:
         self._do(instance, "skip-compensation", prepare)
 
     def _do(self, instance: Instance, purpose: str, prepare: Callable[[Connection, Instance], Change]) -> None:
+        running.refuse_inside_passes(f"{purpose.replace('-', '_')}()")
         outbox = self.coordinator.transact(purpose, instance.id, instance.generation, prepare, _PATIENCE_SECONDS)
         self.dispatcher.deliver(outbox)
 

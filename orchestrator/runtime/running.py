@@ -77,6 +77,12 @@ def check_outside_of_passes(name: str) -> None:
         raise errors.SentInsideWorkflow(name)
 
 
+def refuse_inside_passes(call: str, instead: str = "do it in an activity") -> None:
+    """Refuse a call that changes an instance while a workflow function runs."""
+    if _in_pass.get():
+        raise errors.ContextMisused(f"a workflow function called {call}; it runs again on every replay: {instead}")
+
+
 def refuse_sending_inside_passes(app: Celery) -> None:
     """Make every way of sending a task raise while a workflow function runs: a replay would send it again."""
     send_task = app.send_task

@@ -277,6 +277,13 @@ def history_entry(row: HistoryRow) -> HistoryEntry:
     )
 
 
+def _status_in_words(instance: Instance) -> str:
+    """Return the status, and why it is ``BLOCKED``, without the traceback."""
+    if instance.status is not Status.BLOCKED or not instance.blocked:
+        return str(instance.status)
+    return f"{instance.status} ({instance.blocked.partition(chr(10))[0]})"
+
+
 class WorkflowHandle(AsyncResult):
     """An instance.  A Celery ``AsyncResult`` that reads the store, so that it needs no result backend."""
 
@@ -303,7 +310,7 @@ class WorkflowHandle(AsyncResult):
         if instance.status is Status.COMPLETED:
             result = self._decode(instance)
         elif instance.status in finishing.REVOKED:
-            result = TaskRevokedError(str(instance.status))
+            result = TaskRevokedError(str(finishing.failure_of(instance)))
         elif instance.status.is_final:
             result = finishing.failure_of(instance)
         return {
@@ -341,7 +348,7 @@ class WorkflowHandle(AsyncResult):
             if instance is not None and instance.status.is_final:
                 break
             if deadline is not None and time.monotonic() >= deadline:
-                state = "not recorded yet" if instance is None else str(instance.status)
+                state = "not recorded yet" if instance is None else _status_in_words(instance)
                 raise CeleryTimeoutError(f"instance {self.id} is {state} after {timeout} s")
             left = pause if deadline is None else min(pause, max(0.0, deadline - time.monotonic()))
             time.sleep(left)

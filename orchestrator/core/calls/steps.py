@@ -128,7 +128,9 @@ class StepCalls(Part):
         if not 0 < count <= len(handles):
             raise errors.ContextMisused(f"ctx.wait was asked for {count} of {len(handles)} handles")
         if any(len(handle._nodes) != 1 for handle in handles):
-            raise errors.ContextMisused("ctx.wait takes single steps and timers; wait for a group with ctx.gather")
+            raise errors.ContextMisused(
+                "ctx.wait takes single steps, children, timers and messages; wait for a group with ctx.gather"
+            )
         nodes = leaves(handles)
         if timeout is None:
             self._pass.wait_for(nodes, count)
