@@ -66,9 +66,8 @@ class Forks:
         shared = [_shared(row, last_order) for row in rows[:seq]]
         undone = {row.undoes for row in shared if row.kind in _UNDOES}
         if owns:
-            _give_away(
-                connection, origin, [row for row in shared if row.compensation and row.seq not in undone], new_id
-            )
+            owned = [row for row in shared if row.compensation is not None and row.seq not in undone]
+            _give_away(connection, origin, owned, new_id)
         values = self._values(origin, shared, seq, last_order)
         values["mail"] = sum(each.taken_order is not None and each.taken_order <= last_order for each in mail)
         now = self.coordinator.clock()
@@ -169,13 +168,8 @@ def _give_away(connection: Connection, origin: Instance, owned: list[HistoryRow]
 
 def _copy(row: HistoryRow, instance_id: str, generation: str, keeps_compensation: bool) -> dict[str, Any]:
     kept = {} if keeps_compensation else {"compensation": None, "inherits_compensation": False}
-    own: dict[str, Any] = {
-        "instance_id": instance_id,
-        "generation": generation,
-        "run": 0,
-        "awaited": None,
-        "wake": None,
-    }
+    own: dict[str, Any] = {"instance_id": instance_id, "generation": generation, "run": 0}
+    own |= {"awaited": None, "wake": None}
     if row.kind not in _UNDOES:
         own["resolution"] = None
     return {**dataclasses.asdict(row), **own, **kept}
