@@ -84,4 +84,4 @@ def lives(shared_store: Store) -> Iterator[Callable[..., World]]:
 @pytest.fixture
 def another_process(shared_url: str, open_store: Callable[..., Store]) -> Callable[[World], World]:
     """Return a world as a process of its own sees it."""
-    return lambda world: world.elsewhere(open_store(shared_url))
+    return lambda world: world.elsewhere(open_store(shared_url, migrate=False))
