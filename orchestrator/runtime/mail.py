@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import Connection
 
 from orchestrator import codec, errors
-from orchestrator.core.calls.waiting import LONGEST_CHANNEL, LONGEST_MESSAGE_ID
+from orchestrator.core.calls.waiting import LONGEST_CHANNEL, LONGEST_MESSAGE_ID, describe_name, is_name
 from orchestrator.core.records import Delivery, Outcome, Payload, PublishMessage
 from orchestrator.runtime import callers, requests, settling
 from orchestrator.runtime.change import Change, Outbox, with_values
@@ -45,8 +45,8 @@ def read_message(channel: object, message: Any, message_id: object, limit_bytes:
     """Encode a message, or refuse what cannot be sent."""
     for what, name, longest in (("channel", channel, LONGEST_CHANNEL), ("message_id", message_id, LONGEST_MESSAGE_ID)):
         is_left_out = name is None and what == "message_id"
-        if not is_left_out and not (isinstance(name, str) and 0 < len(name) <= longest):
-            raise errors.InvalidOperation(f"{what} is {name!r}; give a string of 1 to {longest} characters")
+        if not is_left_out and not is_name(name, longest):
+            raise errors.InvalidOperation(f"{what} is {name!r}; give {describe_name(longest)}")
     return codec.encode(message, f"the message on {channel}", limit_bytes)
 
 

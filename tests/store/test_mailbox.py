@@ -12,6 +12,7 @@ from sqlalchemy import select
 from orchestrator import errors
 from orchestrator.core.context import Context
 from orchestrator.core.records import State
+from orchestrator.runtime.mail import read_message
 from orchestrator.store import due, history, instances, mailbox
 from orchestrator.store.instances import Status
 from orchestrator.store.mailbox import MailKind, NewMail
@@ -235,6 +236,24 @@ def test_sending_and_waking_by_8_at_once_loses_nothing(
     received = started.result()
     assert sorted(received) == [[number, index] for number in range(8) for index in (0, 1)]
     assert all(received.index([number, 0]) < received.index([number, 1]) for number in range(8))
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\udfff", "paid ", "a\nb"], ids=["NUL", "surrogate", "space", "line feed"])
+def test_a_channel_or_message_id_that_not_every_database_keeps_is_refused_at_the_call(lives: Worlds, name: str) -> None:
+    calls: list[Callable[[Context], object]] = [
+        lambda ctx: ctx.receive(name),
+        lambda ctx: ctx.subscribe(name),
+        lambda ctx: ctx.publish(name, 1),
+        lambda ctx: ctx.publish("a", 1, message_id=name),
+    ]
+    started = lives(buy=lambda ctx, number: calls[number](ctx))
+    for number in range(len(calls)):
+        started.start("buy", number, instance_id=f"order-{number}")
+        assert started.status() is Status.BLOCKED
+        assert "ContextMisused" in (started.instance.blocked or "")
+    for channel, message_id in ((name, None), ("a", name)):
+        with pytest.raises(errors.InvalidOperation, match="printable"):
+            read_message(channel, 1, message_id, 1000)
 
 
 # --- whom it reaches ----------------------------------------------------------------------------------------------

@@ -152,9 +152,8 @@ class WaitCalls(Part):
 
     def _payload(self, channel: str, message: Any, message_id: str | None) -> Payload:
         _check_channel(channel)
-        if message_id is not None and not _is_name(message_id, LONGEST_MESSAGE_ID):
-            allowed = f"a string of 1 to {LONGEST_MESSAGE_ID} characters"
-            raise errors.ContextMisused(f"message_id is {message_id!r}; give {allowed}")
+        if message_id is not None and not is_name(message_id, LONGEST_MESSAGE_ID):
+            raise errors.ContextMisused(f"message_id is {message_id!r}; give {describe_name(LONGEST_MESSAGE_ID)}")
         return self._pass.host.encode(message, f"the message on {channel}")
 
     # --- the next run ---------------------------------------------------------------------------------------------
@@ -189,10 +188,16 @@ class WaitCalls(Part):
 
 
 def _check_channel(channel: str) -> str:
-    if not _is_name(channel, LONGEST_CHANNEL):
-        raise errors.ContextMisused(f"a channel is a string of 1 to {LONGEST_CHANNEL} characters, not {channel!r}")
+    if not is_name(channel, LONGEST_CHANNEL):
+        raise errors.ContextMisused(f"a channel is {describe_name(LONGEST_CHANNEL)}, not {channel!r}")
     return channel
 
 
-def _is_name(name: object, longest: int) -> bool:
-    return isinstance(name, str) and 0 < len(name) <= longest
+def is_name(name: object, longest: int) -> bool:
+    """Tell whether ``name`` can be a channel or a message's id, on whatever database."""
+    # some ignore a space at the end, and some do not keep every character
+    return isinstance(name, str) and 0 < len(name) <= longest and name == name.strip() and name.isprintable()
+
+
+def describe_name(longest: int) -> str:
+    return f"a string of 1 to {longest} characters, printable, with no space around them"
