@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import errors
+from orchestrator import RetryPolicy, errors
 from orchestrator.core.context import Context
 from orchestrator.core.records import State
 from orchestrator.store import due, instances
@@ -248,6 +248,21 @@ def test_the_timeout_of_what_a_terminated_instance_left_behind_does_not_stay_due
     with started.store.read("look") as connection:
         assert due.list_due_records(connection, started.clock(), 10) == []
     assert started.end(attempt, succeeds())
+
+
+@pytest.mark.parametrize("end", ["lost", "fails", "asks for a retry"])
+def test_what_was_under_way_when_its_instance_was_terminated_is_not_tried_again(lives: Worlds, end: str) -> None:
+    started = reserved(lives, lambda ctx: ctx.run(step("charge"), retry=RetryPolicy(max_attempts=5)))
+    attempt = started.take(1)
+    started.lifecycle.terminate(started.instance, None)
+    if end == "asks for a retry":
+        given: Any = {"delay_seconds": 0, "failure": None, "values": {}}
+        assert not started.coordinator.release(attempt.key, attempt.attempt, **given)[0]
+    if end == "lost":
+        started.lose(attempt)
+    else:
+        started.end(attempt, FAILS)
+    assert (started.row(1).state, started.row(1).attempt, started.open_steps()) == (State.SETTLED, 1, [])
 
 
 @pytest.mark.parametrize("status", [Status.BLOCKED, Status.COMPENSATING])
