@@ -94,7 +94,9 @@ def terminate(passes: Passes, connection: Connection, instance: Instance, change
     rows = history.load_rows(connection, instance.id, instance.run)
     for row in rows:
         if row.state in (State.HELD, State.SCHEDULED, State.BLOCKED):
-            settled = {"state": State.SETTLED, "outcome": settling.outcome_unbegun(row), "awaited": None}
+            is_out = row.is_foreign and row.publications > 0  # nobody can say whether it has begun
+            outcome = Outcome.UNKNOWN if is_out else settling.outcome_unbegun(row)
+            settled = {"state": State.SETTLED, "outcome": outcome, "awaited": None}
             change.change_row(row, {**settled, "publish_at": None, "expires_at": None, "due_at": None})
         is_open = row.state in (State.RUNNING, State.TIMED_OUT)
         if is_open:  # left to end, and not tried again

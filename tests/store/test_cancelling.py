@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator import RetryPolicy, errors
 from orchestrator.core.context import Context
-from orchestrator.core.records import State
+from orchestrator.core.records import Outcome, State
 from orchestrator.store import due, instances
 from orchestrator.store.instances import Status
 
@@ -263,6 +263,12 @@ def test_what_was_under_way_when_its_instance_was_terminated_is_not_tried_again(
     else:
         started.end(attempt, FAILS)
     assert (started.row(1).state, started.row(1).attempt, started.open_steps()) == (State.SETTLED, 1, [])
+
+
+def test_of_a_foreign_step_that_was_published_nobody_can_say_that_it_never_began(lives: Worlds) -> None:
+    started = reserved(lives, lambda ctx: ctx.run(step("charge"), foreign=True, timeout=60))
+    started.lifecycle.terminate(started.instance, None)
+    assert started.row(1).outcome is Outcome.UNKNOWN
 
 
 @pytest.mark.parametrize("status", [Status.BLOCKED, Status.COMPENSATING])
