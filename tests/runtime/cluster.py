@@ -14,6 +14,8 @@ from typing import Any
 from celery import Celery
 
 from orchestrator import Orchestrator, WorkflowHandle
+from orchestrator.store import history, instances
+from orchestrator.store.history import HistoryRow
 from tests.runtime import crashing, workflows
 from tests.runtime.effects import Effects
 from tests.waiting import wait_until
@@ -162,6 +164,15 @@ class Cluster:
 
     def wait_history(self, handle: WorkflowHandle, records: int) -> None:
         wait_until(lambda: len(handle.history()) >= records, f"{handle.id} having {records} records")
+
+    def list_rows(self, handle: WorkflowHandle) -> list[HistoryRow]:
+        """Return the records of the present run as the store has them."""
+        with self.orchestrator.store.read("test") as connection:
+            instance = instances.find_instance(connection, handle.id)
+            return [] if instance is None else history.load_rows(connection, handle.id, instance.run)
+
+    def wait_effect(self, handle: WorkflowHandle, name: str, what: str = "effect") -> None:
+        wait_until(lambda: name in self.effects.names(handle.id, what), f"{handle.id} having {name} ({what})")
 
     def plan_crash(self, instance: str, who: str, point: str, seq: int | None) -> None:
         crashing.plan(self.crashes, instance, who, point, seq)
