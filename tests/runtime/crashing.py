@@ -1,8 +1,9 @@
-"""Ends a worker process with SIGKILL at a named point of the protocol, once for each instance that has one.
+"""Ends a process with SIGKILL at a named point of the protocol, once for each instance that has one.
 
 A plan is a file in a folder, named for the instance, holding ``who point seq``.  Whoever reaches the point renames the
 file, which only one process can do, and dies there.  All hooks are outside of the package: SQLAlchemy's commit,
-Celery's publish and acknowledgement, and the bodies of the tests' own tasks.
+Celery's publish and acknowledgement, and the bodies of the tests' own tasks.  What is published on a channel is about
+the instance of the same name.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ from typing import Any
 from celery import Celery, signals
 from celery.worker.request import Request
 
+from orchestrator import Orchestrator
 from orchestrator.runtime.claims import Claims
 from orchestrator.runtime.coordinator import Coordinator
+from orchestrator.runtime.dispatch import ADVANCE, START_HEADER
 from orchestrator.runtime.finishing import Finisher
+from orchestrator.runtime.forks import Forks
+from orchestrator.runtime.mail import Postman
 from orchestrator.runtime.starter import Starter
 from orchestrator.runtime.transactional import TransactionalBodies
 from orchestrator.store.engine import Store, current_purpose
@@ -30,7 +35,7 @@ _folder: Path | None = None
 
 
 def plan(folder: Path, instance: str, who: str, point: str, seq: int | None) -> None:
-    """Let ``who`` (``child`` or ``worker``) die when ``instance`` reaches ``point`` at record ``seq``."""
+    """Let ``who`` (``child``, ``worker`` or ``client``) die when ``instance`` reaches ``point`` at record ``seq``."""
     folder.mkdir(exist_ok=True)
     (folder / instance).write_text(f"{who} {point} {'-' if seq is None else seq}")
 
@@ -48,7 +53,7 @@ def reach(point: str, instance: str, seq: int | None) -> None:
         who, planned, planned_seq = file.read_text().split()
     except (FileNotFoundError, ValueError):
         return
-    if planned != point or planned_seq not in ("-", str(seq)):
+    if planned != point or planned_seq not in ("-", str(seq)) or (who == "client") != _is_client:
         return
     try:
         file.rename(_folder / f"{instance}.done")
@@ -60,6 +65,13 @@ def reach(point: str, instance: str, seq: int | None) -> None:
 
 
 _in_pool_process = False
+_is_client = False
+
+
+def become_client() -> None:
+    """Take what is planned for clients as meant for this process."""
+    global _is_client
+    _is_client = True
 
 
 def _become_pool_process(**_kwargs: Any) -> None:
@@ -114,6 +126,11 @@ def _hook_commits() -> None:
     _tell_instance(Claims, "claim", lambda args: (args[0].instance_id, args[0].seq))
     _tell_instance(Finisher, "finish", lambda args: (args[0], None))
     _tell_instance(Starter, "begin", lambda args: (args[0].request.id, None))
+    _tell_instance(Starter, "start", lambda args: (args[1] or "", None))
+    _tell_instance(Orchestrator, "send", lambda args: (args[0], None))
+    _tell_instance(Orchestrator, "publish", lambda args: (args[0], None))
+    _tell_instance(Postman, "_win", lambda args: (args[0], None))
+    _tell_instance(Forks, "fork", lambda args: (args[2] or "", None))
 
 
 def _tell_instance(owner: Any, name: str, about: Any) -> None:
@@ -131,11 +148,18 @@ def _hook_publishing() -> None:
         header = headers.get("orchestrator")
         return (header["instance"], header["seq"]) if header else ("", None)
 
-    def before(headers: Any = None, **_kwargs: Any) -> None:
-        reach("publish:before", *step_of(headers))
+    def reach_each(moment: str, sender: Any, headers: Any, body: Any) -> None:
+        reach(f"publish:{moment}", *step_of(headers))
+        if sender == ADVANCE:
+            reach(f"publish-pass:{moment}", body[0][0], None)
+        if headers.get(START_HEADER):
+            reach(f"publish-start:{moment}", headers["id"], None)
 
-    def after(headers: Any = None, **_kwargs: Any) -> None:
-        reach("publish:after", *step_of(headers))
+    def before(sender: Any = None, headers: Any = None, body: Any = None, **_kwargs: Any) -> None:
+        reach_each("before", sender, headers, body)
+
+    def after(sender: Any = None, headers: Any = None, body: Any = None, **_kwargs: Any) -> None:
+        reach_each("after", sender, headers, body)
 
     signals.before_task_publish.connect(before, weak=False)
     signals.after_task_publish.connect(after, weak=False)

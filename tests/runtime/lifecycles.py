@@ -1,0 +1,105 @@
+"""Workflows whose lives are interrupted by what others do to them, and by the death of who does it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from celery import shared_task
+
+from orchestrator import Context, current_step, shared_workflow
+from tests.runtime.workflows import act, do, undo
+
+
+@shared_task
+def succeed_at_second(name: str) -> str:
+    step = current_step()
+    assert step is not None
+    act(f"do {name}")
+    if step.attempt == 1:
+        raise ConnectionError("not yet")
+    return name
+
+
+@shared_workflow
+def ships(ctx: Context) -> list[str]:
+    return [ctx.run(do.s(name), compensate=undo.s(name)) for name in "ab"]
+
+
+@shared_workflow
+def sleeps(ctx: Context) -> None:
+    ctx.run(do.s("a"), compensate=undo.s("a"))
+    ctx.sleep(3600)
+
+
+@shared_workflow(deadline=timedelta(seconds=0.5))
+def is_late(ctx: Context) -> None:
+    ctx.run(do.s("a"), compensate=undo.s("a"))
+    ctx.sleep(3600)
+
+
+@shared_workflow
+def naps(ctx: Context) -> list[str]:
+    first = ctx.run(do.s("a"), compensate=undo.s("a"))
+    ctx.sleep(0.1)
+    return [first, ctx.run(do.s("b"), compensate=undo.s("b"))]
+
+
+@shared_workflow(park=True)
+def is_parked(ctx: Context) -> list[str]:
+    first = ctx.run(do.s("a"), compensate=undo.s("a"))
+    return [first, ctx.run(succeed_at_second.s("b"))]
+
+
+@shared_workflow
+def recurs(ctx: Context, run: int) -> int:
+    ctx.run(do.s(f"run {run}"), compensate=undo.s(f"run {run}"))
+    ctx.commit()
+    if run < 2:
+        ctx.recur(run + 1)
+    return run
+
+
+# --- messages -----------------------------------------------------------------------------------------------------
+
+
+@shared_workflow
+def receives(ctx: Context, channel: str, mode: str | None) -> list[str]:
+    """Take what comes until ``end`` does."""
+    if mode is not None:
+        ctx.subscribe(channel, mode=mode)  # type: ignore[arg-type]
+    received: list[str] = []
+    while True:
+        message = ctx.receive(channel)
+        if message == "end":
+            return received
+        received.append(message)
+        ctx.run(do.s(f"got {message}"))
+
+
+@shared_workflow
+def tells(ctx: Context, receiver: str, how: str) -> str:
+    ctx.run(do.s("a"))
+    if how == "send":
+        ctx.send(receiver, receiver, "m")
+    else:
+        ctx.publish(receiver, "m")
+    return str(ctx.run(do.s("b")))
+
+
+# --- children -----------------------------------------------------------------------------------------------------
+
+
+@shared_workflow
+def is_child(ctx: Context, is_slow: bool) -> str:
+    ctx.run(do.s("c"), compensate=undo.s("c"))
+    if is_slow:
+        ctx.sleep(3600)
+    return "c"
+
+
+@shared_workflow
+def has_child(ctx: Context, child_id: str, is_slow: bool) -> None:
+    """Start a child that is given its id, and fail when it has ended."""
+    ctx.run(do.s("a"), compensate=undo.s("a"))
+    ctx.run(is_child.s(is_slow).set(task_id=child_id))
+    raise LookupError("after the child")
