@@ -15,7 +15,7 @@ from tests.waiting import wait_until
 
 @shared_workflow
 def orders(ctx: Context) -> list[Any]:
-    drawn = [str(ctx.uuid4()), ctx.random().random()]
+    drawn = [str(ctx.uuid4()), ctx.random()]
     first = ctx.run(do.s("a"), compensate=undo.s("a"))
     ctx.sleep(0.05)
     paid = ctx.receive("paid")

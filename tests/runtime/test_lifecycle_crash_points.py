@@ -17,12 +17,12 @@ import pytest
 
 from orchestrator import WorkflowHandle
 from tests.brokers import embedded_valkey
-from tests.runtime import crashing
+from tests.runtime import crashing, lifecycles
 from tests.runtime.clients import KILLED, Clients
 from tests.runtime.cluster import ENDED, ROOT, Cluster
 from tests.waiting import wait_until
 
-TASKS = "tests.runtime.lifecycles"
+TASKS = lifecycles.__name__
 #: A poller may do first what a client was to die of: then another instance is tried.
 MOST_TRIES = 8
 
