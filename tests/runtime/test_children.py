@@ -10,6 +10,7 @@ from typing import Any
 from celery import group, shared_task
 
 from orchestrator import Context, Orchestrator, RetryPolicy, StepFailed, StepTimedOut, WorkflowHandle, shared_workflow
+from orchestrator.store import mailbox
 from tests.runtime.cluster import Cluster
 from tests.runtime.workflows import do, note, undo, wait_for_file
 from tests.waiting import wait_until
@@ -263,6 +264,20 @@ def test_a_terminated_child_leaves_its_parent_in_doubt(cluster: Cluster) -> None
     (entry,) = handle.describe().not_undone
     assert entry.undoes == 1
     assert "is TERMINATED" in entry.message
+
+
+def test_a_child_that_is_terminated_and_sent_something_at_once_owes_nothing(cluster: Cluster) -> None:
+    handle = cluster.start("listener")
+    cluster.wait_history(handle, 1)
+    # one batch of mail for it: whoever finds the first finds the second
+    with cluster.orchestrator.store.begin("test") as connection:
+        now = cluster.orchestrator.coordinator.clock()
+        mailbox.insert_mail(connection, mailbox.NewMail(handle.id, kind=mailbox.MailKind.TERMINATE), now)
+        mailbox.insert_mail(connection, mailbox.NewMail(handle.id, "in", '"too late"'), now)
+    cluster.wait_status(handle, "TERMINATED")
+    instance = cluster.orchestrator.find_instance(handle.id)
+    assert instance is not None
+    assert (instance.waiting, instance.pass_due_at) == (0, None)
 
 
 @shared_workflow
