@@ -29,16 +29,24 @@ ENDED = ("COMPLETED", "COMPENSATED", "FAILED", "COMPENSATION_FAILED", "CANCELLED
 class WorkerProcess:
     """A ``celery worker``, and what it logs."""
 
-    def __init__(self, cluster: Cluster, arguments: tuple[str, ...], log: Path, module: str | None = None) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        arguments: tuple[str, ...],
+        log: Path,
+        module: str | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.log = log
         command = [
             *(sys.executable, "-m", "celery", "-A", module or cluster.module, "worker", "--loglevel=INFO"),
             *("--without-mingle", "--without-gossip", f"--hostname={uuid.uuid4().hex[:8]}@test"),
             *arguments,
         ]
+        own = {**cluster.environment, **(environment or {})}
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, env=cluster.environment, stdout=output, stderr=output, start_new_session=True
+                command, cwd=ROOT, env=own, stdout=output, stderr=output, start_new_session=True
             )
 
     @property
@@ -120,10 +128,16 @@ class Cluster:
     # --- workers --------------------------------------------------------------------------------------------------
 
     def start_worker(
-        self, *arguments: str, pool: str = "prefork", concurrency: int = 2, module: str | None = None
+        self,
+        *arguments: str,
+        pool: str = "prefork",
+        concurrency: int = 2,
+        module: str | None = None,
+        environment: dict[str, str] | None = None,
     ) -> WorkerProcess:
         log = self.folder / f"worker-{len(self.workers)}.log"
-        worker = WorkerProcess(self, (f"--pool={pool}", f"--concurrency={concurrency}", *arguments), log, module)
+        options = (f"--pool={pool}", f"--concurrency={concurrency}", *arguments)
+        worker = WorkerProcess(self, options, log, module, environment)
         self.workers.append(worker)
         return worker
 

@@ -31,7 +31,7 @@ def sleeps(ctx: Context) -> None:
     ctx.sleep(3600)
 
 
-@shared_workflow(deadline=timedelta(seconds=0.5))
+@shared_workflow(deadline=timedelta(seconds=1))
 def is_late(ctx: Context) -> None:
     ctx.run(do.s("a"), compensate=undo.s("a"))
     ctx.sleep(3600)
@@ -103,3 +103,35 @@ def has_child(ctx: Context, child_id: str, is_slow: bool) -> None:
     ctx.run(do.s("a"), compensate=undo.s("a"))
     ctx.run(is_child.s(is_slow).set(task_id=child_id))
     raise LookupError("after the child")
+
+
+# --- all of it ----------------------------------------------------------------------------------------------------
+
+
+@shared_workflow
+def waits_for_everything(ctx: Context, own: str, run: int) -> list[object]:
+    """Two runs; a timer, messages of every kind, a pivot, a child, a step that blocks."""
+    if run == 0:
+        ctx.subscribe(f"{own}-news")
+        ctx.subscribe(f"{own}-work", mode="competing")
+        ctx.run(do.s("first run"), compensate=undo.s("first run"))
+        ctx.commit()
+        ctx.recur(own, 1)
+    ctx.sleep(0.05)
+    news, work = ctx.receive(f"{own}-news"), ctx.receive(f"{own}-work", timeout=60)
+    done, _ = ctx.wait(ctx.message("paid"), ctx.message("cancelled"), timeout=timedelta(days=3))
+    paid = done[0].get()
+    ctx.run(do.s("a"), compensate=undo.s("a"))
+    ctx.run(do.s("pivot"), pivot=True)
+    child = ctx.start(told_by_parent.s().set(task_id=f"{own}-child"))
+    ctx.send(child.instance_id, "in", "from the parent")
+    told = child.get()
+    last = ctx.run(succeed_at_second.s("b"), compensate=undo.s("b"))
+    return [news, work, paid, told, last]
+
+
+@shared_workflow
+def told_by_parent(ctx: Context) -> str:
+    message = ctx.receive("in")
+    ctx.run(do.s("c"), compensate=undo.s("c"))
+    return str(message)

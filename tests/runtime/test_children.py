@@ -182,7 +182,7 @@ def test_a_child_that_is_left_alone_outlives_its_parent(cluster: Cluster) -> Non
 
 def test_a_timeout_that_nobody_waits_for_any_more_leaves_nothing_due(cluster: Cluster) -> None:
     go = cluster.folder / "leaves in time"
-    handle = cluster.run("leaves_a_child", str(go), 0.5)
+    handle = cluster.run("leaves_a_child", str(go), 1.0)
     found = child_of(cluster, handle)
     wait_until(lambda: cluster.list_rows(handle)[0].due_at is None, "nothing being due")
     assert found.instance_status == "RUNNING"
@@ -207,7 +207,7 @@ def waits_for_a_child(ctx: Context, path: str, timeout: float | None, catches: b
 def test_a_child_that_takes_too_long_is_cancelled_and_undone(cluster: Cluster) -> None:
     go = cluster.folder / "too long"
     go.touch()
-    handle = cluster.run("waits_for_a_child", str(go), 1.0, False)
+    handle = cluster.run("waits_for_a_child", str(go), 2.5, False)
     assert handle.instance_status == "COMPENSATED"
     found = child_of(cluster, handle, 1)
     assert found.instance_status == "CANCELLED"
@@ -218,7 +218,7 @@ def test_a_child_that_takes_too_long_is_cancelled_and_undone(cluster: Cluster) -
 def test_a_child_in_doubt_is_undone_before_its_parent_ends_well(cluster: Cluster) -> None:
     go = cluster.folder / "too long, caught"
     go.touch()
-    handle = cluster.run("waits_for_a_child", str(go), 1.0, True)
+    handle = cluster.run("waits_for_a_child", str(go), 2.5, True)
     assert handle.get(timeout=1) == "too slow"
     found = child_of(cluster, handle, 1)
     assert found.instance_status == "CANCELLED"

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime import crashing
+from orchestrator import WorkflowHandle
+from orchestrator.errors import InvalidOperation
+from tests.runtime import crashing, lifecycles
 from tests.runtime.cluster import Cluster
 from tests.waiting import wait_until
 
@@ -66,3 +68,71 @@ def test_a_start_task_survives_the_pool_process_that_took_it(cluster: Cluster) -
     cluster.start_worker()
     assert handle.get(timeout=30) == ["a", "b", "c"]
     assert crashing.was_reached(cluster.crashes, "from-delay")
+
+
+@pytest.fixture
+def lifecycle_cluster(tmp_path: Path, store_url: str, broker: str) -> Iterator[Cluster]:
+    settings = {"publish_grace": 1.0, "max_lost": 20}
+    cluster = Cluster(tmp_path, store_url, broker, settings=settings, tasks=lifecycles.__name__)
+    yield cluster
+    cluster.close()
+
+
+def test_one_workflow_waits_for_everything_in_a_row(lifecycle_cluster: Cluster) -> None:
+    cluster = lifecycle_cluster
+    cluster.plan_crash("all-child", "worker", "settle:after-commit", 1)
+    cluster.plan_crash("all", "child", "wake:after-commit", None)
+    handle = cluster.start("waits_for_everything", "all", 0, instance_id="all")
+    cluster.start_worker(concurrency=2)
+    wait_until(lambda: handle.describe().run == 1, "the second run", 60)
+    for number in range(2):  # the second time it is known by its id
+        cluster.orchestrator.publish("all-news", "news", message_id="one")
+        cluster.orchestrator.publish("all-work", "work", message_id="one")
+        handle.send("paid", 5, message_id=f"paid {number}")
+
+    def is_blocked() -> bool:
+        return cluster.supervise() and handle.instance_status == "BLOCKED"
+
+    wait_until(is_blocked, "the last step failing after the pivot", 60)
+    assert crashing.was_reached(cluster.crashes, "all-child")
+    with pytest.raises(InvalidOperation, match="past its pivot"):
+        handle.cancel()
+    handle.resume()
+    assert handle.get(timeout=60) == ["news", "work", 5, "from the parent", "b"]
+    assert handle.undo() is None
+    cluster.wait_status(handle, "COMPENSATED", seconds=60)
+    child = cluster.orchestrator.get("all-child")
+    assert child.instance_status == "COMPENSATED"
+    own = list(dict.fromkeys(cluster.effects.names("all")))
+    assert own == ["do first run", "do a", "do pivot", "do b", "undo b"]
+    assert list(dict.fromkeys(cluster.effects.names("all-child"))) == ["do c", "undo c"]
+    fork = handle.fork(11, "all-fork")
+    wait_until(lambda: fork.instance_status == "BLOCKED", "the fork running the last step", 60)
+    fork.resume()
+    assert fork.get(timeout=60) == ["news", "work", 5, "from the parent", "b"]
+    assert list(dict.fromkeys(cluster.effects.names("all-fork"))) == ["do b"]
+
+
+def test_instances_are_stopped_wherever_they_are(lifecycle_cluster: Cluster) -> None:
+    cluster = lifecycle_cluster
+    sleeping = cluster.start("sleeps")
+    parents = [cluster.start("has_child", f"child-{number}", True) for number in range(2)]
+    children = [WorkflowHandle(f"child-{number}", app=cluster.app) for number in range(2)]
+    cluster.start_worker(concurrency=2)
+    cluster.wait_history(sleeping, 2)
+    for child in children:
+        wait_until(lambda: child.instance_status == "RUNNING" and len(child.history()) == 2, child.id)  # noqa: B023
+    late = cluster.start("is_late")
+    sleeping.cancel()
+    parents[0].cancel()
+    parents[1].terminate()
+    for handle in (sleeping, late, parents[0], children[0]):
+        cluster.wait_status(handle, seconds=60)
+        assert handle.instance_status == "CANCELLED"
+        names = cluster.effects.names(handle.id)
+        is_withdrawn = handle is late and not names  # its deadline has passed before its first step began
+        assert is_withdrawn or [name.split()[0] for name in names] == ["do", "undo"]
+    cluster.wait_status(children[1], seconds=60)
+    assert (parents[1].instance_status, children[1].instance_status) == ("TERMINATED", "TERMINATED")
+    assert cluster.effects.names(parents[1].id) == ["do a"]
+    assert cluster.effects.names(children[1].id) == ["do c"]
