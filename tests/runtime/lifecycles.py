@@ -135,3 +135,39 @@ def told_by_parent(ctx: Context) -> str:
     message = ctx.receive("in")
     ctx.run(do.s("c"), compensate=undo.s("c"))
     return str(message)
+
+
+@shared_workflow
+def weathers(ctx: Context, number: int, run: int = 0) -> str:
+    """Something of everything, in runs, until it is told to end."""
+    if run == 0:
+        ctx.subscribe("all", mode="competing" if number % 2 else "broadcast")
+    for _ in range(3):
+        message, news = ctx.message("in"), ctx.message("all")
+        done, _pending = ctx.wait(message, news, timeout=5)
+        message.cancel()
+        news.cancel()
+        if message in done:
+            what = message.get()
+            if what == "end":
+                return "told to end"
+            ctx.run(do.s(f"kept {what}"))
+    ctx.run(do.s(f"a {run}"), compensate=undo.s(f"a {run}"))
+    handles = [ctx.start(do.s(f"{name} {run}"), compensate=undo.s(f"{name} {run}")) for name in "bc"]
+    ctx.run(weathering_child.s(run))
+    ctx.gather(*handles)
+    if number % 5 == 0 and run == 1:
+        raise LookupError("wrecked")
+    if number % 7 == 0 and run == 1:
+        return "arrived"
+    if run < 3:
+        ctx.commit()
+        ctx.recur(number, run + 1)
+    return "arrived"
+
+
+@shared_workflow
+def weathering_child(ctx: Context, run: int) -> None:
+    ctx.run(do.s(f"c {run}"), compensate=undo.s(f"c {run}"))
+    ctx.sleep(0.2)
+    ctx.run(do.s(f"d {run}"), compensate=undo.s(f"d {run}"))

@@ -18,8 +18,8 @@ from tests.waiting import wait_until
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, store_url: str, broker_url: str) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path, store_url, broker_url, tasks=deployed.__name__, settings={"publish_grace": 1.0})
+def cluster(tmp_path: Path, sqlite_url: str, broker_url: str) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path, sqlite_url, broker_url, tasks=deployed.__name__, settings={"publish_grace": 1.0})
     yield cluster
     cluster.close()
 

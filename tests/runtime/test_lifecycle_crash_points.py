@@ -112,9 +112,7 @@ STORIES = {
         RECEIVED,
         ("{}-partner", "competing"),
     ),
-    "has-child": Story(
-        "has_child", ("{}-partner", False), Expected("COMPENSATED", ("do a", "undo a")), CHILD_UNDONE
-    ),
+    "has-child": Story("has_child", ("{}-partner", False), Expected("COMPENSATED", ("do a", "undo a")), CHILD_UNDONE),
     "cancels-child": Story(
         "has_child",
         ("{}-partner", True),

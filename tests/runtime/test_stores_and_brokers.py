@@ -99,7 +99,7 @@ def test_one_workflow_waits_for_everything_in_a_row(lifecycle_cluster: Cluster) 
         handle.cancel()
     handle.resume()
     assert handle.get(timeout=60) == ["news", "work", 5, "from the parent", "b"]
-    assert handle.undo() is None
+    handle.undo()
     cluster.wait_status(handle, "COMPENSATED", seconds=60)
     child = cluster.orchestrator.get("all-child")
     assert child.instance_status == "COMPENSATED"
