@@ -120,6 +120,7 @@ def rabbitmq_url() -> str:
 #: What takes longest begins first, so that no process of pytest-xdist is left with it at the end.
 LONGEST = (
     "test_crash_points",
+    "test_lifecycle_crash_points",
     "test_documents",
     "test_stores_and_brokers",
     "test_outages",

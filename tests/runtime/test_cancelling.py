@@ -369,3 +369,22 @@ def test_one_that_no_worker_has_seen_is_terminated_at_once(cluster: Cluster) -> 
     assert handle.instance_status == "TERMINATED"
     with pytest.raises(InvalidOperation, match="is TERMINATED"):
         handle.undo()
+
+
+@shared_workflow
+def waits_to_try_again(ctx: Context, path: str) -> None:
+    ctx.run(do.s("a"), compensate=undo.s("a"))
+    policy = RetryPolicy(max_attempts=5, initial_interval=timedelta(hours=1))
+    ctx.run(fails_when_there.s(path), retry=policy, compensate=undo.s("tried"))
+
+
+def test_a_step_that_waits_for_its_next_attempt_is_withdrawn(cluster: Cluster) -> None:
+    go = cluster.folder / "tries again"
+    go.touch()
+    handle = cluster.start("waits_to_try_again", str(go))
+    wait_until(lambda: [(e.attempts, e.state) for e in handle.history()][1:] == [(1, "scheduled")], "its first attempt")
+    handle.cancel()
+    cluster.wait_status(handle)
+    assert handle.instance_status == "CANCELLED"
+    assert cluster.effects.names(handle.id) == ["do a", "try", "undo a"]
+    assert handle.history()[1].outcome == "failed"
