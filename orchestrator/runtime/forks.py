@@ -96,8 +96,8 @@ class Forks:
     def _values(self, origin: Instance, shared: list[HistoryRow], seq: int, last_order: int) -> dict[str, Any]:
         """Return what the new instance takes over from its origin besides records."""
         values: dict[str, Any] = {
+            # not ``started_at``: at its first pass it begins like any instance, with a deadline of its own
             "status": Status.RUNNING,
-            "started_at": origin.started_at or origin.created_at,
             "run_started_at": origin.run_started_at or origin.started_at or origin.created_at,
             "next_seq": seq,
             "next_order": last_order + 1,

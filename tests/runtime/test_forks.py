@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from orchestrator import Context, shared_workflow
 from orchestrator.errors import InstanceExists, InvalidOperation
 from tests.runtime.cluster import Cluster
-from tests.runtime.workflows import do, undo, wait_for_file
+from tests.runtime.test_children import child_of
+from tests.runtime.workflows import do, fail, undo, wait_for_file
 from tests.waiting import wait_until
 
 
@@ -78,6 +80,30 @@ def test_a_fork_of_a_terminated_instance_may_own_what_that_has_done(cluster: Clu
 
 
 @shared_workflow
+def child(ctx: Context, name: str) -> str:
+    return str(ctx.run(do.s(name), compensate=undo.s(name)))
+
+
+@shared_workflow
+def has_children(ctx: Context) -> list[str]:
+    return [ctx.run(child.s("x")), ctx.run(child.s("y"))]
+
+
+def test_a_fork_starts_children_of_its_own_and_undoes_those_alone(cluster: Cluster) -> None:
+    handle = cluster.run("has_children")
+    fork = handle.fork(1)
+    assert fork.get(timeout=20) == ["x", "y"]
+    shared, first, second = child_of(cluster, handle, 0), child_of(cluster, handle, 1), child_of(cluster, fork, 1)
+    assert first.id != second.id
+    fork.undo()
+    cluster.wait_status(fork, "COMPENSATED")
+    assert [each.instance_status for each in (shared, first, second)] == ["COMPLETED", "COMPLETED", "COMPENSATED"]
+    handle.undo()
+    cluster.wait_status(handle, "COMPENSATED")
+    assert [each.instance_status for each in (shared, first)] == ["COMPENSATED", "COMPENSATED"]
+
+
+@shared_workflow
 def works_beside(ctx: Context, path: str) -> list[str]:
     slow = ctx.start(wait_for_file.s(path, "slow"), compensate=undo.s("slow"))
     quick = ctx.run(do.s("quick"), compensate=undo.s("quick"))
@@ -98,6 +124,29 @@ def test_what_had_not_settled_then_cannot_be_shared(cluster: Cluster) -> None:
     fork = handle.fork(3)
     assert fork.get(timeout=20) == ["slow", "quick", "last"]
     assert cluster.effects.names(fork.id) == ["do last"]
+
+
+@shared_workflow(deadline=timedelta(hours=1), park=True)
+def has_a_deadline(ctx: Context) -> list[Any]:
+    began = ctx.now()
+    ctx.run(do.s("a"))
+    message = ctx.receive("go on")
+    ctx.run(fail.s("b"))
+    return [began, message]
+
+
+def test_a_fork_has_a_deadline_of_its_own_and_parks_as_its_origin_does(cluster: Cluster) -> None:
+    handle = cluster.start("has_a_deadline")
+    cluster.wait_history(handle, 2)
+    fork = handle.fork(1)
+    cluster.wait_history(fork, 2)
+    described = fork.describe()
+    assert described.created_at > handle.describe().created_at
+    assert described.deadline_at == described.created_at + timedelta(hours=1)
+    for each in (handle, fork):
+        each.send("go on", "now")
+        cluster.wait_status(each, "BLOCKED")
+        each.terminate()
 
 
 @shared_workflow
