@@ -299,6 +299,26 @@ def test_a_child_has_the_id_it_is_given_once(cluster: Cluster) -> None:
 
 
 @shared_workflow
+def maps_children(ctx: Context, path: str) -> list[str]:
+    ctx.run(do.s("first"), compensate=undo.s("first"))
+    return list(ctx.map(slow_child.s(), [path, path, path], concurrency=1))
+
+
+def test_children_that_a_map_holds_back_never_begin_when_it_is_cancelled(cluster: Cluster) -> None:
+    go = cluster.folder / "map"
+    handle = cluster.start("maps_children", str(go))
+    found = child_of(cluster, handle, 1)
+    cluster.wait_effect(found, "do slow")
+    handle.cancel()
+    wait_until(lambda: [e.outcome for e in handle.history()][2:4] == ["withdrawn"] * 2, "those that are held back")
+    go.touch()
+    cluster.wait_status(handle)
+    assert [handle.instance_status, found.instance_status] == ["CANCELLED", "CANCELLED"]
+    assert cluster.effects.names(found.id) == ["do slow", "undo slow"]
+    assert cluster.effects.names(handle.id) == ["do first", "undo first"]
+
+
+@shared_workflow
 def talks_to_its_child(ctx: Context) -> list[Any]:
     handle = ctx.start(listener.s())
     ctx.send(handle.instance_id, "in", "sent in the pass that started it")

@@ -241,3 +241,36 @@ def test_a_step_that_takes_too_long_blocks_while_its_attempt_goes_on(cluster: Cl
     handle.fail_step(0)
     assert handle.get(timeout=20) == "beside: failed"
     assert cluster.effects.names(handle.id).count("try") == 1
+
+
+@shared_task
+def pay_when_there(path: str, how: str) -> str:
+    note(f"pivot {how}", "effect")
+    wait_until(lambda: Path(path).exists(), path, 60)
+    if how == "fails":
+        raise ValueError("declined")
+    return "paid"
+
+
+@shared_workflow
+def pays_slowly(ctx: Context, path: str, how: str) -> str:
+    ctx.run(do.s("reserve"), compensate=undo.s("reserve"))
+    ctx.run(pay_when_there.s(path, how), pivot=True, compensate=undo.s("pivot"))
+    return str(ctx.run(do.s("after")))
+
+
+@pytest.mark.parametrize("how", ["succeeds", "fails"])
+def test_a_cancellation_while_the_pivot_is_under_way_waits_for_what_it_comes_to(cluster: Cluster, how: str) -> None:
+    path = cluster.folder / f"pays slowly {how}"
+    handle = cluster.start("pays_slowly", str(path), how)
+    cluster.wait_effect(handle, f"pivot {how}")
+    handle.cancel()
+    assert handle.instance_status == "RUNNING"
+    path.touch()
+    cluster.wait_status(handle)
+    names = cluster.effects.names(handle.id)
+    if how == "succeeds":
+        assert (handle.instance_status, names) == ("COMPLETED", ["do reserve", "pivot succeeds", "do after"])
+    else:
+        assert names == ["do reserve", "pivot fails", "undo reserve"]
+        assert handle.instance_status in ("CANCELLED", "COMPENSATED")
