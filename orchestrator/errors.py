@@ -19,6 +19,7 @@ __all__ = [
     "InstanceExists",
     "InvalidInput",
     "InvalidInstanceId",
+    "MessageMismatch",
     "NaiveDatetime",
     "NotEncodable",
     "InvalidOperation",
@@ -233,6 +234,18 @@ class ReceiveTimedOut(OrchestratorError, TimeoutError):
     def __init__(self, channel: str, seconds: float) -> None:
         self.channel, self.seconds = channel, seconds
         super().__init__(f"no message on {channel!r} within {seconds:g} s")
+
+
+class MessageMismatch(OrchestratorError, ValueError):
+    """A message that was received does not fit the ``returns=`` given for it.
+
+    The mistake is the sender's: unlike one of the workflow's own code it blocks nothing, and undoes what does not catch
+    it.  The message counts as received.
+    """
+
+    def __init__(self, channel: str, reason: str) -> None:
+        self.channel, self.reason = channel, reason
+        super().__init__(f"the message on {channel!r} is not what was to be received: {reason}")
 
 
 class WorkflowCancelled(BaseException):

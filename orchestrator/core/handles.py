@@ -122,7 +122,10 @@ class MessageHandle(_Awaited):
         (node,) = self._nodes
         if node.outcome is not Outcome.SUCCEEDED:
             raise errors.ContextMisused(f"the message on {node.record.name!r} was cancelled; nothing will come")
-        return self._pass.host.decode_message(node.record.result or "null", node.returns)
+        try:
+            return self._pass.host.decode_message(node.record.result or "null", node.returns)
+        except errors.ResultMismatch as error:
+            raise errors.MessageMismatch(node.record.name, str(error)) from error
 
 
 class GroupHandle(_Steps):

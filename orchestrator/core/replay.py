@@ -99,10 +99,15 @@ def _undo_root(current: Pass, root: Scope) -> None:
     undo_scope(current, root)
 
 
-def _is_cancelled(error: BaseException | None) -> bool:
+def _is_cancelled(error: BaseException) -> bool:
     """Tell whether it was a cancellation that the exception came of: of the two, the first decides."""
-    while error is not None:
-        if isinstance(error, errors.WorkflowCancelled):
+    seen: set[int] = set()  # ``raise error from error`` makes a circle
+    left: list[BaseException | None] = [error]
+    while left:
+        each = left.pop()
+        if isinstance(each, errors.WorkflowCancelled):
             return True
-        error = error.__cause__ or error.__context__
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            left += [each.__cause__, each.__context__]
     return False

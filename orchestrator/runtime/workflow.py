@@ -17,7 +17,7 @@ from celery.result import AsyncResult, assert_will_not_block
 
 from orchestrator import codec, errors
 from orchestrator.core.records import Compensation, Failure, NotUndone
-from orchestrator.runtime import finishing, settling, softlimit
+from orchestrator.runtime import finishing, running, settling, softlimit
 from orchestrator.runtime.inputs import check_instance_id, encode_input
 from orchestrator.runtime.owner import orchestrator_of
 from orchestrator.store import history, instances
@@ -339,6 +339,7 @@ class WorkflowHandle(AsyncResult):
         Raises the workflow's error (a ``WorkflowFailed`` that is also of the original class), ``TaskRevokedError`` for
         one that was cancelled or terminated, and Celery's ``TimeoutError``.
         """
+        running.refuse_inside_passes("get()", "run it as a child with ctx.run, or have it send a message")
         if disable_sync_subtasks:
             assert_will_not_block()
         deadline = None if timeout is None else time.monotonic() + timeout

@@ -37,7 +37,7 @@ def meddles(ctx: Context, how: str, victim: str) -> None:
             getattr(handle, how)()
 
 
-CALLS = ("cancel", "terminate", "undo", "resume", "fail_step", "retry_compensation", "fork", "send", "publish")
+CALLS = ("get", "cancel", "terminate", "undo", "resume", "fail_step", "retry_compensation", "fork", "send", "publish")
 
 
 @pytest.mark.parametrize("how", CALLS)

@@ -13,9 +13,9 @@ from celery import shared_task
 from pydantic import BaseModel
 
 from orchestrator import Context, ReceiveTimedOut, shared_workflow
-from orchestrator.errors import InstanceEnded, InvalidOperation, NotEncodable, UnknownInstance
+from orchestrator.errors import InstanceEnded, InvalidOperation, MessageMismatch, NotEncodable, UnknownInstance
 from tests.runtime.cluster import ROOT, Cluster
-from tests.runtime.workflows import do
+from tests.runtime.workflows import do, undo
 from tests.waiting import wait_until
 
 
@@ -298,3 +298,32 @@ def test_who_has_unsubscribed_receives_no_more(cluster: Cluster) -> None:
     cluster.orchestrator.publish("left", 2)
     handle.send("go on", None)
     assert handle.get(timeout=20) == [1]
+
+
+# --- what does not fit --------------------------------------------------------------------------------------------
+
+
+@shared_workflow
+def counts_on_strangers(ctx: Context, is_careful: bool) -> int:
+    ctx.run(do.s("a"), compensate=undo.s("a"))
+    while True:
+        try:
+            return int(ctx.receive("amount", returns=int))
+        except MessageMismatch:
+            if not is_careful:
+                raise
+
+
+def test_a_message_that_does_not_fit_can_be_passed_over(cluster: Cluster) -> None:
+    handle = cluster.start("counts_on_strangers", True)
+    for message in ("a lot", {"cents": 5}, 500):
+        handle.send("amount", message)
+    assert handle.get(timeout=30) == 500
+
+
+def test_a_message_that_does_not_fit_undoes_who_does_not_expect_it(cluster: Cluster) -> None:
+    handle = cluster.start("counts_on_strangers", False)
+    handle.send("amount", "a lot")
+    cluster.wait_status(handle, "COMPENSATED")
+    with pytest.raises(ValueError, match="the message on 'amount' is not what was to be received"):
+        handle.get(timeout=1)
