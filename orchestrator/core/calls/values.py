@@ -30,6 +30,11 @@ class ValueCalls(Part):
         # nor does it speak in a suspended pass, whose ``finally`` blocks run again every time
         self.logger = current.host.logger(lambda: self.is_replaying or current.ending is not None)
 
+    @property
+    def instance_id(self) -> str:
+        """The id of this instance: where others send their answers."""
+        return self._pass.history.instance_id
+
     def now(self) -> datetime:
         """Return the time of the last outcome delivered: aware, UTC, never earlier than before."""
         self._pass.check_live()
