@@ -20,7 +20,7 @@ from orchestrator.errors import (
 )
 from orchestrator.runtime.app import Orchestrator, shared_workflow
 from orchestrator.runtime.current import CurrentStep, current_step
-from orchestrator.runtime.workflow import WorkflowHandle
+from orchestrator.runtime.handle import WorkflowHandle
 
 __all__ = [
     "ChildHandle",

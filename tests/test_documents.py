@@ -34,8 +34,8 @@ from orchestrator import (
     WorkflowHandle,
     errors,
 )
+from orchestrator.runtime.descriptions import Description, HistoryEntry, RunEntry
 from orchestrator.runtime.settings import Settings
-from orchestrator.runtime.workflow import Description, HistoryEntry, RunEntry
 from orchestrator.store.instances import Status
 
 ROOT = Path(__file__).parents[1]

@@ -21,12 +21,14 @@ from orchestrator.runtime.activity import StepRunner, wrap
 from orchestrator.runtime.aftermath import Aftermath
 from orchestrator.runtime.claims import Claims
 from orchestrator.runtime.coordinator import Coordinator
+from orchestrator.runtime.descriptions import InstancePage, describe, read_statuses
 from orchestrator.runtime.dispatch import ADVANCE, HEADER, Dispatcher
 from orchestrator.runtime.enqueuing import Enqueuer
 from orchestrator.runtime.executing import Executing
 from orchestrator.runtime.finishing import Finisher
 from orchestrator.runtime.foreign import ForeignSteps
 from orchestrator.runtime.forks import Forks
+from orchestrator.runtime.handle import WorkflowHandle
 from orchestrator.runtime.heartbeat import Heartbeat, WorkerDescription
 from orchestrator.runtime.host import CeleryHost
 from orchestrator.runtime.known import KnownTasks
@@ -42,14 +44,7 @@ from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.starter import Starter
 from orchestrator.runtime.transactional import TransactionalBodies, open_up, open_when_made
 from orchestrator.runtime.worker import OrchestratorStep
-from orchestrator.runtime.workflow import (
-    InstancePage,
-    WorkflowHandle,
-    describe,
-    make_run,
-    read_statuses,
-    workflow_options,
-)
+from orchestrator.runtime.workflow import make_run, workflow_options
 from orchestrator.store import instances
 from orchestrator.store.engine import Store
 from orchestrator.store.instances import Instance

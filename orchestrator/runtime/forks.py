@@ -20,9 +20,9 @@ from orchestrator.core.calls.values import seed_of
 from orchestrator.core.records import Kind, Outcome, Role, State
 from orchestrator.runtime import running
 from orchestrator.runtime.coordinator import Coordinator
+from orchestrator.runtime.handle import WorkflowHandle
 from orchestrator.runtime.inputs import check_instance_id
 from orchestrator.runtime.starter import Starter
-from orchestrator.runtime.workflow import WorkflowHandle
 from orchestrator.store import history, instances, mailbox
 from orchestrator.store.history import HistoryRow, as_history
 from orchestrator.store.instances import Instance, Status

@@ -12,8 +12,9 @@ from orchestrator.core.calls.plans import name_child
 from orchestrator.core.records import Kind, State
 from orchestrator.runtime import blocking, requests, running, settling
 from orchestrator.runtime.change import Change
-from orchestrator.runtime.coordinator import RELEASED, Coordinator
+from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.dispatch import Dispatcher, task_id_of
+from orchestrator.runtime.settlements import RELEASED
 from orchestrator.store import history
 from orchestrator.store.history import HistoryRow, StepKey
 from orchestrator.store.instances import Instance, Status

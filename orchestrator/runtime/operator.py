@@ -10,9 +10,10 @@ from orchestrator import codec, errors
 from orchestrator.core.records import Failure, Kind, Outcome, State
 from orchestrator.runtime import running, settling
 from orchestrator.runtime.change import Change
-from orchestrator.runtime.coordinator import RELEASED, Coordinator
+from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.dispatch import Dispatcher
 from orchestrator.runtime.recording import mail_to_undo
+from orchestrator.runtime.settlements import RELEASED
 from orchestrator.store import history
 from orchestrator.store.history import HistoryRow, StepKey
 from orchestrator.store.instances import Instance

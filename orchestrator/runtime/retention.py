@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 
 from orchestrator import errors
+from orchestrator.runtime.descriptions import read_statuses
 from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.transactions import Clock, utc_now
-from orchestrator.runtime.workflow import read_statuses
 from orchestrator.store import purging
 from orchestrator.store.engine import Store
 from orchestrator.store.instances import Status

@@ -21,9 +21,10 @@ from orchestrator.core.records import Payload
 from orchestrator.runtime import callers, finishing, running
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.dispatch import START_HEADER, Dispatcher
+from orchestrator.runtime.handle import WorkflowHandle
 from orchestrator.runtime.inputs import check_instance_id
 from orchestrator.runtime.running import RegisteredWorkflows
-from orchestrator.runtime.workflow import WorkflowHandle, WorkflowTask
+from orchestrator.runtime.workflow import WorkflowTask
 from orchestrator.store import instances, purging
 from orchestrator.store.engine import is_transient
 from orchestrator.store.instances import Instance

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from orchestrator.runtime.workflow import HistoryEntry
+from orchestrator.runtime.descriptions import HistoryEntry
 from tasks.app import orchestrator
 from tasks.books import check_books, count_pieces
 from tasks.demo.checkouts import Checkouts

@@ -18,7 +18,7 @@ from orchestrator import (
     current_step,
     shared_workflow,
 )
-from orchestrator.runtime.workflow import HistoryEntry
+from orchestrator.runtime.descriptions import HistoryEntry
 from tests.runtime.cluster import Cluster, wait_until
 from tests.runtime.workflows import note
 

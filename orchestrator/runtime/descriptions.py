@@ -1,0 +1,166 @@
+"""What handles and lists tell of instances, runs and records; payloads are plain JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import codec, errors
+from orchestrator.core.records import Compensation, Failure, NotUndone
+from orchestrator.runtime import settling
+from orchestrator.store.history import HistoryRow
+from orchestrator.store.instances import Instance, Status
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What an instance is and has come to."""
+
+    instance_id: str
+    workflow: str
+    status: Status
+    run: int
+    args: list[Any]
+    kwargs: dict[str, Any]
+    result: Any
+    error: Failure | None
+    blocked: str | None
+    not_undone: list[NotUndone]
+    progress: str | None
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    attributes: dict[str, Any] = field(default_factory=dict)
+    parent_id: str | None = None
+    deadline_at: datetime | None = None
+    cancel_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InstancePage:
+    """Instances, newest first, and the ``cursor`` of the next page (``None``: there is none)."""
+
+    instances: list[Description]
+    cursor: str | None
+
+    def __iter__(self) -> Iterator[Description]:
+        return iter(self.instances)
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """One record of an instance, as ``handle.history()`` tells it; payloads are plain JSON values."""
+
+    seq: int
+    kind: str
+    name: str
+    scope: str
+    undoes: int | None
+    state: str
+    outcome: str | None
+    args: list[Any]
+    kwargs: dict[str, Any]
+    result: Any
+    error: Failure | None
+    late_outcome: str | None
+    attempts: int
+    lost: int
+    compensation: str | None
+    resolution: str | None
+    strays: str | None
+    scheduled_at: datetime
+    started_at: datetime | None
+    settled_at: datetime | None
+    child_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunEntry:
+    """A run that has ended in ``recur``; its records are ``handle.history(run)``."""
+
+    run: int
+    args: list[Any]
+    kwargs: dict[str, Any]
+    started_at: datetime
+    ended_at: datetime
+
+
+def run_entry(run: int, text: str, started_at: datetime, ended_at: datetime) -> RunEntry:
+    args, kwargs = codec.plain_arguments(text)
+    return RunEntry(run, list(args), kwargs, started_at, ended_at)
+
+
+def read_statuses(status: str | Iterable[str] | None) -> list[Status] | None:
+    if status is None:
+        return None
+    try:
+        return [Status(each) for each in ([status] if isinstance(status, str) else status)]
+    except ValueError as error:
+        raise errors.InvalidOperation(f"{error}; statuses are {', '.join(Status)}") from error
+
+
+def describe(instance: Instance, attributes: dict[str, Any]) -> Description:
+    args, kwargs = codec.plain_arguments(instance.input)
+    return Description(
+        instance.id,
+        instance.workflow,
+        instance.status,
+        instance.run,
+        list(args),
+        kwargs,
+        codec.decode(instance.result) if instance.result is not None else None,
+        codec.load(Failure, instance.failure) if instance.failure else None,
+        instance.blocked if instance.status is Status.BLOCKED else None,
+        settling.list_not_undone(instance),
+        instance.progress,
+        instance.created_at,
+        instance.started_at,
+        instance.ended_at,
+        attributes,
+        instance.parent_id,
+        instance.deadline_at,
+        instance.cancel_reason,
+    )
+
+
+def history_entry(row: HistoryRow) -> HistoryEntry:
+    args, kwargs = codec.plain_arguments(row.arguments) if row.arguments else ([], {})
+    plan = codec.load(Compensation, row.compensation).name if row.compensation else None
+    return HistoryEntry(
+        row.seq,
+        str(row.kind),
+        row.name,
+        row.scope,
+        row.undoes,
+        str(row.state),
+        str(row.outcome) if row.outcome else None,
+        list(args),
+        kwargs,
+        codec.decode(row.result) if row.result is not None else None,
+        codec.load(Failure, row.failure) if row.failure else None,
+        str(row.late_outcome) if row.late_outcome else None,
+        row.attempt,
+        row.lost,
+        plan,
+        row.resolution,
+        row.strays,
+        row.scheduled_at,
+        row.started_at,
+        row.settled_at,
+        row.child_id,
+    )
+
+
+def status_in_words(instance: Instance) -> str:
+    """Return the status, and why it is ``BLOCKED``, without the traceback."""
+    if instance.status is not Status.BLOCKED or not instance.blocked:
+        return str(instance.status)
+    return f"{instance.status} ({instance.blocked.partition(chr(10))[0]})"
