@@ -166,5 +166,5 @@ def in_place(handle: Handle) -> Any:
         return [in_place(member) for member in handle.members]
     try:
         return handle._value()
-    except (errors.StepFailed, errors.StepUndone) as error:
+    except (errors.StepFailed, errors.StepUndone, errors.MessageMismatch) as error:
         return error

@@ -170,7 +170,11 @@ class Pass:
         """Refuse a task that nobody knows."""
         # what is recorded was known once, and a replay must not depend on which workers happen to be alive
         if self.is_at_frontier:
-            self.host.check_known(name)
+            try:
+                self.host.check_known(name)
+            except errors.UnknownTask as error:
+                # not left to the workflow: on a replay nobody would ask, and what it then did would not be recorded
+                self.break_off(error)
 
     def _compare(self, record: Record, command: Command) -> None:
         recorded = (record.kind, record.name, record.scope, record.undoes)

@@ -433,6 +433,7 @@ class NotUndone:
     undoes: int
     name: str
     message: str
+    run: int = 0
 
 
 @dataclass(frozen=True, slots=True)

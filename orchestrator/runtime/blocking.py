@@ -22,6 +22,8 @@ def is_blocking(instance: Instance, row: HistoryRow, outcome: Outcome) -> bool:
         return False
     if row.is_draining or row.role is Role.OPTIONAL or instance.status.is_final:
         return False
+    if row.is_detached and instance.status is Status.COMPENSATING:
+        return False
     is_doubtful_pivot = row.role is Role.PIVOT and outcome is Outcome.UNKNOWN
     return instance.parks or instance.is_past_pivot or is_doubtful_pivot
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from typing import TYPE_CHECKING, Any, assert_never
 
 from sqlalchemy import Connection
@@ -58,7 +60,7 @@ def apply_decision(
     change.instance["not_undone"] = dump_not_undone(not_undone)
     match decision.ending:
         case Waiting():
-            _wait(change, instance, rows, decision.ending)
+            _wait(passes, change, instance, rows, decision.ending)
         case Completed():
             _end(passes, change, instance, rows, Status.COMPLETED, result=decision.ending.result)
         case Failed():
@@ -122,9 +124,10 @@ def _merge_not_undone(
     instance: Instance, rows: dict[int, HistoryRow], decided: tuple[NotUndone, ...]
 ) -> list[NotUndone]:
     """Return what is not undone: every replay tells of each failed compensation, late effects are known besides."""
-    told = {entry.seq for entry in decided}
-    late = [entry for entry in list_not_undone(instance) if entry.seq not in told]
-    return late + [entry for entry in decided if entry.seq not in rows or rows[entry.seq].resolution is None]
+    told = {(instance.run, entry.seq) for entry in decided}
+    late = [entry for entry in list_not_undone(instance) if (entry.run, entry.seq) not in told]
+    open_ones = [entry for entry in decided if entry.seq not in rows or rows[entry.seq].resolution is None]
+    return late + [dataclasses.replace(entry, run=instance.run) for entry in open_ones]
 
 
 def _withdraw(change: Change, row: HistoryRow, withdrawal: Withdrawal) -> None:
@@ -149,7 +152,7 @@ def _receive(change: Change, row: HistoryRow, receipt: Receipt) -> None:
     change.change_row(row, {**values, "settled_order": message.order, "settled_at": message.at})
 
 
-def _wait(change: Change, instance: Instance, rows: dict[int, HistoryRow], waiting: Waiting) -> None:
+def _wait(passes: Passes, change: Change, instance: Instance, rows: dict[int, HistoryRow], waiting: Waiting) -> None:
     number = instance.wait_number + 1
     change.instance.update(
         status=Status.COMPENSATING if waiting.is_compensating else Status.RUNNING,
@@ -168,10 +171,25 @@ def _wait(change: Change, instance: Instance, rows: dict[int, HistoryRow], waiti
     for seq in waiting.draining:
         if not rows[seq].is_draining:
             change.change_row(rows[seq], {"is_draining": True})
+    _fill_lanes(passes, change, rows, waiting)
     blocked = [row for row in (_as_changed(row, change) for row in rows.values()) if row.is_blocked]
     change.instance["blocked_steps"] = len(blocked)
     if blocked and not waiting.is_compensating:
         change.instance.update(status=Status.BLOCKED, blocked=blocking.explain(blocked))
+
+
+def _fill_lanes(passes: Passes, change: Change, rows: dict[int, HistoryRow], waiting: Waiting) -> None:
+    """Let go what maps have held back and still have places for.
+
+    While a pass was owed no item took the place of one that ended: it might have been the pass that stops the map.
+    """
+    now = [_as_changed(row, change) for row in rows.values() if row.lane is not None]
+    held = [row for row in now if row.state is State.HELD and row.seq not in waiting.draining]
+    under_way = Counter(row.lane for row in now if row.state in (State.SCHEDULED, State.RUNNING, State.BLOCKED))
+    for row in sorted(held, key=lambda row: row.seq):
+        if row.lane_width is not None and under_way[row.lane] < row.lane_width:
+            under_way[row.lane] += 1
+            passes.let_go(change, rows[row.seq])
 
 
 def _as_changed(row: HistoryRow, change: Change) -> HistoryRow:

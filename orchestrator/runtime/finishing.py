@@ -95,7 +95,8 @@ class Finisher:
         if has_backend and backend.get_state(instance.id) in states.READY_STATES:
             return  # told before: a chord's part must not count twice
         stores = has_backend and not kept.get("ignore_result")
-        if instance.status is Status.COMPLETED:
+        # one that is being undone, or was, had completed: that is the end that is owed
+        if instance.status is Status.COMPLETED or instance.undo_order is not None:
             result = codec.decode(instance.result or "null")
             self._go_on(instance, request, result)
             backend.mark_as_done(instance.id, result, request, stores)

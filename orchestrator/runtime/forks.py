@@ -31,6 +31,7 @@ from orchestrator.store.mailbox import Mail
 #: What its own clock or mailbox settles: left open, the new instance settles it anew.
 _WAITS = (Kind.TIMER, Kind.RECEIVE)
 _UNDOES = (Kind.COMPENSATION, Kind.UNDO)
+_DISPATCHED = (Kind.STEP, Kind.CHILD, *_UNDOES)
 
 
 class Forks:
@@ -90,7 +91,9 @@ class Forks:
         mailbox.copy_taken(connection, [m.id for m in mail if _is_before(m, last_order)], new_id, generation, seq)
         fork = instances.find_instance(connection, new_id)
         assert fork is not None
-        for channel, mode in _subscriptions(shared).items():
+        # what earlier runs have subscribed to holds
+        earlier = history.list_subscribing(connection, origin.id, origin.run)
+        for channel, mode in _subscriptions([*earlier, *shared]).items():
             mailbox.subscribe(connection, fork, channel, mode, now)
 
     def _values(self, origin: Instance, shared: list[HistoryRow], seq: int, last_order: int) -> dict[str, Any]:
@@ -141,7 +144,10 @@ def _last_order(origin: Instance, rows: list[HistoryRow], seq: int) -> int:
 
 def _shared(row: HistoryRow, last_order: int) -> HistoryRow:
     """Return a record as it was when ``last_order`` had been delivered, or refuse: it had not settled yet."""
-    is_settled = row.state is State.SETTLED and (row.settled_order is None or row.settled_order <= last_order)
+    # without an order it was settled as it was recorded, or by the end of its instance, of which no pass knew
+    at_once = row.settled_order is None and row.kind not in _DISPATCHED
+    is_before = at_once or (row.settled_order is not None and row.settled_order <= last_order)
+    is_settled = row.state is State.SETTLED and is_before
     is_closed = row.late_order is None or row.late_order <= last_order
     if row.kind in _WAITS and (not is_settled or row.outcome is Outcome.WITHDRAWN):
         # of what was withdrawn nobody can say when; if it was before, the replay withdraws it again

@@ -19,6 +19,7 @@ from orchestrator.runtime.dispatch import check_arguments
 from orchestrator.runtime.inputs import check_instance_id, encode_input, is_workflow
 from orchestrator.runtime.mail import find_receiver
 from orchestrator.runtime.registry import Registry
+from orchestrator.runtime.running import asking_the_store
 from orchestrator.runtime.settings import Settings
 from orchestrator.store.engine import Store
 
@@ -63,7 +64,7 @@ class CeleryHost:
         self._check_arguments(name, args, signature.kwargs)
         defaults = self.registry.find_defaults(name)
         task = self.app.tasks.get(name)
-        if is_workflow(task) or (task is None and self.known.is_workflow(name)):
+        if is_workflow(task) or (task is None and self._is_workflow_elsewhere(name)):
             return self._read_child(signature, task, args)
         return Call(
             name,
@@ -164,8 +165,12 @@ class CeleryHost:
 
     def find_receiver(self, instance_id: str) -> Delivery:
         """Tell whether an instance can be sent messages."""
-        with self.store.read("find-receiver") as connection:
+        with asking_the_store(), self.store.read("find-receiver") as connection:
             return find_receiver(connection, instance_id)
+
+    def _is_workflow_elsewhere(self, name: str) -> bool:
+        with asking_the_store():
+            return self.known.is_workflow(name)
 
     def returns_of(self, function: Callable[..., Any]) -> object:
         """Return the type that a function says it returns."""

@@ -15,7 +15,7 @@ from orchestrator.runtime.change import Change
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.dispatch import Dispatcher, task_id_of
 from orchestrator.runtime.settlements import RELEASED
-from orchestrator.store import history
+from orchestrator.store import history, instances
 from orchestrator.store.history import HistoryRow, StepKey
 from orchestrator.store.instances import Instance, Status
 
@@ -95,6 +95,7 @@ class Lifecycle:
             is_for_code = blocking.is_blocked_for_code(locked)
             for row in history.list_blocked(connection, locked):
                 if row.state is State.BLOCKED:
+                    _check_clean(connection, row)
                     self._try_again(row, change)
                 else:
                     self._wait_again(row, change)
@@ -148,6 +149,16 @@ class Lifecycle:
         running.refuse_inside_passes(f"{purpose.replace('-', '_')}()")
         outbox = self.coordinator.transact(purpose, instance.id, instance.generation, prepare, _PATIENCE_SECONDS)
         self.dispatcher.deliver(outbox)
+
+
+def _check_clean(connection: Connection, row: HistoryRow) -> None:
+    """Refuse to start another child while the one before it has left something behind that nobody would undo."""
+    child = instances.find_instance(connection, row.child_id) if row.child_id is not None else None
+    if child is not None and child.status in (Status.TERMINATED, Status.COMPENSATION_FAILED):
+        raise errors.InvalidOperation(
+            f"the child {child.id} of step {row.seq} is {child.status}: what it did would be forgotten; deal with its "
+            f"compensations first, or let it raise with fail_step({row.seq})"
+        )
 
 
 def _is_running_step(row: HistoryRow) -> bool:

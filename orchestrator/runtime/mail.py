@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
+import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection
@@ -167,6 +169,7 @@ class Postman:
                 has_own = any(mail.channel == channel for mail in mailbox.list_untaken(connection, locked))
                 receives = history.list_awaited_receives(connection, locked)
                 is_waiting = locked.waiting > 0 and any(row.name == channel for row in receives)
+                is_waiting = is_waiting and locked.pass_due_at is None  # what that pass brings may end the wait
                 if has_own or not is_waiting or not mailbox.is_competing(connection, locked, channel):
                     return False
                 return mailbox.win_shared(connection, channel, locked, self.coordinator.clock())
@@ -179,6 +182,8 @@ class Postman:
         """Insert a message for an instance, and tell it after the commit; refuse one that is unknown or has ended."""
         if missing not in ("raise", "ignore"):
             raise errors.InvalidOperation(f"missing is 'raise' or 'ignore', not {missing!r}")
+
+        new = replace(new, message_id=_once(new.message_id, session))
 
         def insert(connection: Connection) -> Delivery:
             delivery = find_receiver(connection, new.instance_id)
@@ -197,9 +202,11 @@ class Postman:
     def publish(self, message: PublishMessage, session: CallersSession | None, deliver: Deliver) -> None:
         """Insert a publication, and tell those it is for after the commit."""
 
+        message_id = _once(message.message_id, session)
+
         def insert(connection: Connection) -> list[str]:
             now, told = self.coordinator.clock(), WOKEN_AT_ONCE
-            return mailbox.publish(connection, message.name, message.payload, message.message_id, now, told)
+            return mailbox.publish(connection, message.name, message.payload, message_id, now, told)
 
         wakes = self._write("publish-message", session, insert)
         _after(session, lambda: deliver(Outbox(wakes=wakes, shared=[message.name])))
@@ -214,6 +221,11 @@ class Postman:
                 return insert(connection)
 
         return self.store.retrying(once, patience_seconds=SENDER_PATIENCE_SECONDS)
+
+
+def _once(message_id: str | None, session: CallersSession | None) -> str | None:
+    """Return an id by which a message is known when its transaction is repeated, the answer to the first one lost."""
+    return message_id if message_id is not None or session is not None else uuid.uuid4().hex
 
 
 def _after(session: CallersSession | None, do: Callable[[], None]) -> None:

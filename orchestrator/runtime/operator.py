@@ -56,7 +56,8 @@ class Operator:
                 )
             self._check_failed(locked, row)
             change = Change(notes=[(row, resolution)])
-            remaining = [entry for entry in settling.list_not_undone(locked) if entry.seq != row.seq]
+            dealt_with = (row.run, row.seq)
+            remaining = [e for e in settling.list_not_undone(locked) if (e.run, e.seq) != dealt_with]
             settling.settle_not_undone(locked, change, remaining)
             return change
 
@@ -69,7 +70,10 @@ class Operator:
 
     def _find_compensation(self, connection: Connection, instance: Instance, seq: int) -> HistoryRow:
         """Return the compensation recorded as ``seq``, or the one that undoes step ``seq``."""
-        key = StepKey(instance.id, instance.generation, instance.run, seq)
+        # of an earlier run, where only that one has something to be dealt with
+        runs = {e.run for e in settling.list_not_undone(instance) if seq in (e.seq, e.undoes)}
+        run = instance.run if instance.run in runs or len(runs) != 1 else runs.pop()
+        key = StepKey(instance.id, instance.generation, run, seq)
         row = history.find_row(connection, key)
         if row is not None and row.kind not in (Kind.COMPENSATION, Kind.UNDO):
             row = history.find_undoing(connection, key)
@@ -82,14 +86,14 @@ class Operator:
         if row.state is not State.SETTLED:
             raise errors.InvalidOperation(f"{where} is {row.state}; wait until its attempt has ended")
         # one that has succeeded is listed where an attempt that was given up took effect after it
-        is_listed = any(entry.seq == row.seq for entry in settling.list_not_undone(instance))
+        is_listed = any((e.run, e.seq) == (row.run, row.seq) for e in settling.list_not_undone(instance))
         if row.outcome is Outcome.SUCCEEDED and not is_listed:
             raise errors.InvalidOperation(f"{where} has succeeded")
         if row.resolution is not None:
             raise errors.InvalidOperation(f"{where} has been dealt with: {row.resolution}")
 
     def _repeat(self, connection: Connection, instance: Instance, row: HistoryRow) -> Change:
-        rows = history.load_rows(connection, instance.id, instance.run)
+        rows = history.load_rows(connection, instance.id, row.run)
         repeated = [r for r in rows if r.seq < 0]
         if any(r.undoes == row.undoes and r.state is not State.SETTLED for r in repeated):
             raise errors.InvalidOperation(f"compensation {row.seq} of {instance.id} is being repeated already")
@@ -98,7 +102,7 @@ class Operator:
         new = {
             "instance_id": instance.id,
             "generation": instance.generation,
-            "run": instance.run,
+            "run": row.run,
             "seq": seq,
             "kind": row.kind,
             "name": row.name,

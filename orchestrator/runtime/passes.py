@@ -108,6 +108,10 @@ class Passes(Transactions):
 
         return self.transact("refuse", instance_id, generation, prepare)
 
+    def let_go(self, change: Change, held: HistoryRow) -> None:
+        """Dispatch a record that its map has held back."""
+        raise NotImplementedError
+
     def refuse(self, connection: Connection, instance: Instance, reason: str, change: Change) -> None:
         """The code of this incarnation does not match: let the others have their turn, block when all have refused."""
         refused = sorted({*self.list_refused(instance), self.incarnation()})

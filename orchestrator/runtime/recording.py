@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, assert_never
 
@@ -38,14 +39,23 @@ if TYPE_CHECKING:
 
 def insert_records(passes: Passes, instance: Instance, records: tuple[NewRecord, ...], change: Change) -> None:
     """Add what a pass asked for first, and what of it goes out to others."""
+    widths = Counter(lane for lane in map(_lane_of_free, records) if lane is not None)
     for new in records:
         row = _new_row(passes, instance, new)
+        if row.get("lane") is not None:
+            row["lane_width"] = widths[row["lane"]]
         change.new_rows.append(row)
         if row["state"] is State.SCHEDULED and row.get("publications", 0) > 0:
             change.outbox.steps.append(HistoryRow(**{**history.FRESH, **row}))
         if new.message_order is not None:
             change.receipts.append((new.message_order, new.seq))
         _go_out(new.command, row, change)
+
+
+def _lane_of_free(new: NewRecord) -> int | None:
+    """Return the lane of a record that is not held back: as many of it may be under way at a time."""
+    command = new.command
+    return command.lane if isinstance(command, Dispatched) and not command.held else None
 
 
 def _go_out(command: Command, row: dict[str, Any], change: Change) -> None:

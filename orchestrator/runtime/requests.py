@@ -146,7 +146,7 @@ def end_again(
 
     Celery was told its result, and is told nothing more; its parent may wait for the undo.
     """
-    end(passes, instance, change, status, failure=failure)
+    end(passes, instance, change, status, result=instance.result, failure=failure)
     change.ends, change.outbox.ended, change.report = False, None, None
     if instance.undo_seq is not None:
         change.report = report_undone(with_values(instance, change.instance), instance.undo_seq)

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from celery import Celery
+from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator import codec, errors
 from orchestrator.core.host import Host
@@ -20,6 +21,8 @@ from orchestrator.store.instances import Instance
 from orchestrator.store.mailbox import Mail
 
 _in_pass: ContextVar[bool] = ContextVar("orchestrator_in_pass", default=False)
+#: What went wrong while the present pass asked the store for something.
+_trouble: ContextVar[list[BaseException]] = ContextVar("orchestrator_trouble")
 
 
 class RegisteredWorkflows:
@@ -58,17 +61,39 @@ class RegisteredWorkflows:
             failure = codec.describe_error(error)
             # before the first step it is the input that is wrong; later on it is the deploy that no longer takes it
             return Decision(Broken(failure) if history.records else Failed(failure, undone=False))
-        with _inside_pass():
-            return decide(task.function, tuple(args), kwargs, history, self.host)
+        with _inside_pass() as trouble:
+            try:
+                return decide(task.function, tuple(args), kwargs, history, self.host)
+            finally:
+                if trouble:  # whatever the function made of it: what was decided on an answer that never came is void
+                    raise trouble[0]
 
 
 @contextmanager
-def _inside_pass() -> Iterator[None]:
-    token = _in_pass.set(True)
+def _inside_pass() -> Iterator[list[BaseException]]:
+    token, trouble = _in_pass.set(True), _trouble.set([])
     try:
-        yield
+        yield _trouble.get()
     finally:
         _in_pass.reset(token)
+        _trouble.reset(trouble)
+
+
+class PassInterrupted(BaseException):
+    """The store could not be asked during a pass.
+
+    Not an ``Exception``: it must not be taken for the workflow's own failure, and undo it.
+    """
+
+
+@contextmanager
+def asking_the_store() -> Iterator[None]:
+    """Void the pass that is being made, if the store cannot be asked: it is rolled back, and made again."""
+    try:
+        yield
+    except (SQLAlchemyError, errors.StoreUnreachable) as error:
+        _trouble.get().append(error)
+        raise PassInterrupted from error
 
 
 def check_outside_of_passes(name: str) -> None:

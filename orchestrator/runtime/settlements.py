@@ -93,7 +93,8 @@ class Settlements(Passes):
         is_closed: bool,
     ) -> Change:
         """Write an event of the inbox: count it, let the map's next item go, and make the pass if it is time."""
-        if row.run != instance.run:  # of a child that its parent's run left behind: no replay will see it
+        # of a child that its parent's run left behind: no replay will see it
+        if row.run != instance.run and row.seq >= 0:
             return Change(rows={row.seq: (row, {**values, "settled_order": None, "late_order": None})})
         waiting = settling.count_down(instance, row, values, is_closed=is_closed)
         if waiting != instance.waiting:
@@ -113,7 +114,7 @@ class Settlements(Passes):
         if settling.frees_place(instance, row, settled.outcome):
             held = history.find_held(connection, row)
             if held is not None:
-                self._let_go(change, held)
+                self.let_go(change, held)
         if row.seq < 0:
             settling.conclude_repair(connection, instance, change, settled)
         elif waiting == 0 and instance.waiting > 0 and instance.may_pass:
@@ -121,7 +122,8 @@ class Settlements(Passes):
             self.make_pass(connection, instance, change, inline=makes_pass and row.lost == 0)
         return change
 
-    def _let_go(self, change: Change, held: HistoryRow) -> None:
+    def let_go(self, change: Change, held: HistoryRow) -> None:
+        """Dispatch a record that its map has held back."""
         if held.kind is Kind.UNDO:
             change.change_row(held, {"state": State.SCHEDULED})
             change.mail.append(mail_to_undo(held))

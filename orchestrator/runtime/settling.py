@@ -50,8 +50,10 @@ def frees_place(instance: Instance, row: HistoryRow, outcome: Outcome | None) ->
         return False
     if row.state is State.HELD:  # it is skipped, and had no place
         return False
+    if row.wake is not Wake.FAILURE or row.awaited != instance.wait_number:
+        return True
     # after the failure that stops the map the pass may be owed; what it is going to withdraw must not begin until then
-    return row.wake is not Wake.FAILURE or (outcome is Outcome.SUCCEEDED and instance.waiting > 0)
+    return outcome is Outcome.SUCCEEDED and instance.waiting > 0
 
 
 def count_attempt(instance: Instance, cap: int, due_at: datetime) -> dict[str, Any]:
@@ -165,7 +167,7 @@ def note_stray(
     undoing = history.find_undoing(connection, row.key) if took_effect else None
     if undoing is not None and (undoing.attempt > 0 or undoing.state is State.SETTLED):
         message = f"attempt {attempt} of step {row.seq} was given up, and took effect after its compensation had begun"
-        not_undone = [*list_not_undone(instance), NotUndone(undoing.seq, row.seq, undoing.name, message)]
+        not_undone = [*list_not_undone(instance), NotUndone(undoing.seq, row.seq, undoing.name, message, row.run)]
         change.instance["not_undone"] = dump_not_undone(not_undone)
         if instance.status is Status.COMPENSATED:
             change.instance["status"] = Status.COMPENSATION_FAILED
@@ -188,7 +190,8 @@ def conclude_repair(connection: Connection, instance: Instance, change: Change, 
     if repair.outcome is not Outcome.SUCCEEDED or failed is None:
         return
     change.notes.append((failed, {"resolution": f"undone by the repeated compensation {repair.seq}"}))
-    remaining = [entry for entry in list_not_undone(instance) if entry.undoes != repair.undoes]
+    repaired = (repair.run, repair.undoes)
+    remaining = [entry for entry in list_not_undone(instance) if (entry.run, entry.undoes) != repaired]
     settle_not_undone(instance, change, remaining)
 
 

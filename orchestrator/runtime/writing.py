@@ -44,6 +44,7 @@ def write(
     if change.ends:
         instances.insert_finish(connection, instance.id, instance.generation, later)
         mailbox.delete_subscriptions(connection, instance.id)
+        change.outbox.shared += mailbox.give_back_shared(connection, instance.id)
 
 
 def _write_mail(connection: Connection, instance: Instance, change: Change, now: datetime) -> None:

@@ -103,6 +103,7 @@ class HistoryRow:
     expires_at: datetime | None
     timeout_at: datetime | None
     due_at: datetime | None
+    lane_width: int | None
     role: Role | None
     child_id: str | None
     is_detached: bool
@@ -183,6 +184,7 @@ FRESH: dict[str, Any] = {
     "expires_at": None,
     "timeout_at": None,
     "due_at": None,
+    "lane_width": None,
     "role": None,
     "child_id": None,
     "is_detached": False,
@@ -244,6 +246,14 @@ def find_held(connection: Connection, row: HistoryRow) -> HistoryRow | None:
     )
     found = connection.execute(statement).first()
     return None if found is None else _row(found)
+
+
+def list_subscribing(connection: Connection, instance_id: str, before_run: int) -> list[HistoryRow]:
+    """Return what the runs before ``before_run`` have subscribed to and unsubscribed from, in that order."""
+    kinds = (Kind.SUBSCRIBE, Kind.UNSUBSCRIBE)
+    own = (history.c.instance_id == instance_id, history.c.run < before_run, history.c.kind.in_(kinds))
+    statement = select(*_COLUMNS).where(*own).order_by(history.c.run, history.c.seq)
+    return [_row(row) for row in connection.execute(statement)]
 
 
 def list_awaited_receives(connection: Connection, waiting: Instance) -> list[HistoryRow]:

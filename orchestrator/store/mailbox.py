@@ -299,6 +299,16 @@ def win_shared(connection: Connection, channel: str, winner: Instance, now: date
             return True
 
 
+def give_back_shared(connection: Connection, instance_id: str) -> list[str]:
+    """Give what an instance won and never received back to those who compete for it; return the channels."""
+    won = and_(message.c.instance_id == instance_id, message.c.address.like("c:%"), message.c.received_seq.is_(None))
+    channels = [row[0] for row in connection.execute(select(message.c.channel).where(won).distinct())]
+    if channels:
+        nobody = {"instance_id": None, "generation": None, "run": None, "taken_order": None, "taken_at": None}
+        connection.execute(update(message).where(won).values(**nobody, due_at=None))
+    return channels
+
+
 def is_competing(connection: Connection, competitor: Instance, channel: str) -> bool:
     own = (subscription.c.instance_id == competitor.id, subscription.c.generation == competitor.generation)
     statement = select(subscription.c.channel).where(

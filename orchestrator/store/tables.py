@@ -170,6 +170,7 @@ history = Table(
     Column("timeout_seconds", Float),
     Column("is_foreign", Boolean, nullable=False),
     Column("lane", Integer),
+    Column("lane_width", Integer),  # how many of the lane may be under way at a time
     Column("role", String(8)),  # pivot, or optional: its failure blocks at once, or never
     Column("child_id", _id(200)),
     Column("is_detached", Boolean, nullable=False),  # a child that its parent's end leaves alone

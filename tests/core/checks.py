@@ -27,6 +27,7 @@ from orchestrator.core.records import (
     Settled,
     State,
     Undone,
+    UndoRequested,
 )
 from orchestrator.core.replay import decide
 
@@ -268,6 +269,9 @@ def check_inbox_prefixes(shell: Shell) -> None:
         reachable = [record for record in final.records if record.after_order <= last]
         assert [record.seq for record in reachable] == list(range(len(reachable)))
         least = max((event.seq + 1 for event in inbox if isinstance(event, Settled | AttemptEnded)), default=0)
+        # an undo is asked for once the run has completed, when all that it asked for is recorded
+        undone_at = min((event.order for event in inbox if isinstance(event, UndoRequested)), default=0)
+        least = max(least, sum(record.after_order < undone_at for record in reachable))
         for kept in {least, (least + len(reachable)) // 2, len(reachable)}:
             records = tuple(_as_of(record, inbox, settled) for record in reachable[:kept])
             _check_rest(shell, Snapshot(records, inbox, None))

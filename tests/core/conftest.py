@@ -24,6 +24,8 @@ def host() -> FakeHost:
     host = FakeHost()
     for name in ("reserve", "release", "charge", "refund", "ship", "recall", "mail", "work", "undo"):
         host.task(name)
+    for name in ("deliver", "invoice"):
+        host.task(name, is_workflow=True)
     return host
 
 

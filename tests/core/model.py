@@ -426,6 +426,8 @@ class ModelContext:
 
     def end_scope(self, scope: ModelScope) -> None:
         effects = sorted(scope.effects, key=lambda effect: effect.record.seq)
+        self.order = max([self.order, *(self.settled.get(effect.seq, 0) for effect in effects)])
+        self.pass_pivots()
         for effect in effects:
             is_seen = effect.is_observed or effect.is_optional or effect.is_undone
             is_taken_on = effect.is_accepted and effect.outcome is Outcome.UNKNOWN

@@ -11,6 +11,8 @@ from typing import Any
 from orchestrator.core.context import Context
 from orchestrator.core.records import (
     AttemptEnded,
+    Broken,
+    CancelRequested,
     Compensation,
     Completed,
     Decision,
@@ -18,10 +20,12 @@ from orchestrator.core.records import (
     Failed,
     History,
     Kind,
+    MessageTaken,
     Outcome,
     Record,
     Settled,
     State,
+    UndoRequested,
     Waiting,
 )
 from orchestrator.core.replay import decide
@@ -41,6 +45,7 @@ class Past:
     inbox: list[Event] = field(default_factory=list)
     seen_order: int | None = None
     run: int = 1
+    seeds: tuple[tuple[int, str], ...] = ()
 
     def asked(self, name: str, kind: Kind = Kind.STEP, **fields: Any) -> Past:
         """Add a record that was asked for at this point."""
@@ -53,6 +58,17 @@ class Past:
 
     def timer(self, **fields: Any) -> Past:
         return self.asked("timer", Kind.TIMER, **fields)
+
+    def receive(self, channel: str, **fields: Any) -> Past:
+        return self.asked(channel, Kind.RECEIVE, **fields)
+
+    def child(self, name: str, **fields: Any) -> Past:
+        itself = Compensation(name, passes="nothing", is_child=True)
+        fields = {"child_id": f"order-1:1:{len(self.records)}~g1", "compensation": itself, **fields}
+        return self.asked(name, Kind.CHILD, **fields)
+
+    def undoing_child(self, seq: int, **fields: Any) -> Past:
+        return self.asked(self.records[seq].name, Kind.UNDO, undoes=seq, **fields)
 
     def undoing(self, seq: int, name: str, **fields: Any) -> Past:
         return self.asked(name, Kind.COMPENSATION, undoes=seq, **fields)
@@ -83,6 +99,35 @@ class Past:
     def withdrawn(self, seq: int) -> Past:
         return self.settled(seq, Outcome.WITHDRAWN)
 
+    def fired(self, seq: int) -> Past:
+        return self.settled(seq, Outcome.SUCCEEDED)
+
+    def stopped(self, *seqs: int) -> Past:
+        """Withdraw timers and receives, as the end of their wait does."""
+        for seq in seqs:
+            self.change(seq, state=State.SETTLED, outcome=Outcome.WITHDRAWN)
+        return self
+
+    def got(self, seq: int, message: Any) -> Past:
+        """Note the message that a receive got."""
+        return self.change(seq, state=State.SETTLED, outcome=Outcome.SUCCEEDED, result=json.dumps(message))
+
+    def message(self, channel: str, message: Any = None) -> Past:
+        self.inbox.append(MessageTaken(len(self.inbox) + 1, self._now(), channel, json.dumps(message)))
+        return self
+
+    def cancel(self, reason: str | None = None) -> Past:
+        self.inbox.append(CancelRequested(len(self.inbox) + 1, self._now(), reason))
+        return self
+
+    def deadline(self) -> Past:
+        self.inbox.append(CancelRequested(len(self.inbox) + 1, self._now(), is_deadline=True))
+        return self
+
+    def undo(self) -> Past:
+        self.inbox.append(UndoRequested(len(self.inbox) + 1, self._now()))
+        return self
+
     def timed_out(self, seq: int) -> Past:
         """Settle a step by its timeout, its attempt still alive."""
         return self.settled(
@@ -99,7 +144,8 @@ class Past:
         return STARTED_AT + timedelta(minutes=len(self.inbox) + 1)
 
     def history(self) -> History:
-        return History("order-1", "g1", self.run, STARTED_AT, tuple(self.records), tuple(self.inbox), self.seen_order)
+        records, inbox = tuple(self.records), tuple(self.inbox)
+        return History("order-1", "g1", self.run, STARTED_AT, records, inbox, self.seen_order, self.seeds)
 
     def decide(self, workflow: Workflow) -> Decision:
         return decide(workflow, (), {}, self.history(), self.host)
@@ -137,3 +183,27 @@ def result_of(decision: Decision) -> Any:
 def failure_of(decision: Decision) -> Failed:
     assert isinstance(decision.ending, Failed), decision.ending
     return decision.ending
+
+
+def stops(decision: Decision) -> list[int]:
+    """Return the timers and receives that a decision withdraws, those asked for in the same pass included."""
+    fresh = [new.seq for new in decision.records if new.outcome is Outcome.WITHDRAWN and new.event is None]
+    return sorted([*fresh, *(entry.seq for entry in decision.withdrawals if entry.event is None)])
+
+
+def withdraws(decision: Decision) -> list[int]:
+    """Return the steps and children that a decision withdraws, those asked for in the same pass included."""
+    fresh = [new.seq for new in decision.records if new.event is not None]
+    return sorted([*fresh, *(entry.seq for entry in decision.withdrawals if entry.event is not None)])
+
+
+def receives(decision: Decision) -> dict[int, int]:
+    """Return the orders of the messages that are received in this pass, by the receive that gets them."""
+    fresh = {new.seq: new.message_order for new in decision.records if new.message_order is not None}
+    return {**fresh, **{receipt.seq: receipt.message.order for receipt in decision.receipts}}
+
+
+def refusal_of(decision: Decision) -> str:
+    """Return why a call was refused: the instance blocks until a deploy mends it."""
+    assert isinstance(decision.ending, Broken), decision.ending
+    return decision.ending.failure.message

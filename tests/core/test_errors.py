@@ -228,6 +228,7 @@ EVERY: list[errors.OrchestratorError] = [
     errors.UnknownTask("shop.charge"),
     errors.UnknownWorkflow("shop.checkout"),
     errors.UnknownInstance("order-1"),
+    errors.InstanceEnded("order-1"),
     errors.InstanceExists("order-1", "by another input"),
     errors.InvalidInstanceId(5, "too short"),
     errors.NaiveDatetime("eta", datetime(2024, 5, 1)),  # noqa: DTZ001
@@ -238,9 +239,14 @@ EVERY: list[errors.OrchestratorError] = [
     errors.SentInsideWorkflow("shop.mail"),
     errors.StepUndone(3, "charge"),
     errors.CompensationFailed((NotUndone(4, 3, "refund", "bank closed"),)),
+    errors.ReceiveTimedOut("paid", 60.0),
+    errors.MessageMismatch("paid", "no"),
     errors.ResultMismatch("no"),
     errors.OutcomeUnknown("timeout"),
+    errors.TransactionEnded("shop.charge"),
+    errors.SecondWriter("sqlite:///shop.db"),
     errors.ResultNeeded("refund", "charge_id", 3),
+    errors.WorkflowUndone(),
 ]
 
 
@@ -252,8 +258,21 @@ def test_every_error_survives_a_pickle_and_a_copy(error: errors.OrchestratorErro
         assert vars(again) == vars(error)
 
 
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (errors.WorkflowCancelled(), "cancelled"),
+        (errors.WorkflowCancelled("out of stock"), "out of stock"),
+        (errors.WorkflowCancelled(is_deadline=True), "its deadline has passed"),
+    ],
+)
+def test_a_cancellation_says_why_and_is_no_exception(error: errors.WorkflowCancelled, text: str) -> None:
+    assert str(error) == text
+    assert not isinstance(error, Exception)
+
+
 def test_every_error_is_public_and_tried_here() -> None:
     tried = {type(error).__name__ for error in EVERY}
-    tried |= {"OrchestratorError", "InvalidInput", "WorkflowFailed"}
+    tried |= {"OrchestratorError", "InvalidInput", "WorkflowFailed", "WorkflowCancelled"}
     tried |= {"StepFailed", "StepTimedOut", "StepUnknown", "StepWithdrawn"}
     assert tried == set(errors.__all__)

@@ -164,7 +164,7 @@ OF_WORKERS: list[Place] = [
     *_places("recurs", around("settle"), 0),
     *_places("recurs", (*OWED, "advance:before-commit")),
     *_places("late", around("deadline")),
-    *_places("naps", around("time-out")),
+    *_places("naps", around("fire-timers")),
 ]
 
 

@@ -170,7 +170,7 @@ def test_a_message_that_comes_while_the_pass_is_made_is_received(lives: Worlds) 
 
     # on SQLite the pass is made outside of the lock, and made again; elsewhere whoever wakes would wait for it
     def send() -> None:
-        started.send("paid", "meanwhile")
+        started.send("paid", "x")
         if started.store.is_sqlite:
             started.wake()
 

@@ -58,6 +58,8 @@ def plan_steps(current: Pass, step: Any, settings: StepSettings, place: int = 0)
 def _check(settings: StepSettings) -> None:
     if settings.pivot and settings.optional:
         raise errors.ContextMisused("a pivot cannot be optional: what follows it rests on its having succeeded")
+    if settings.pivot and settings.on_parent_end == "leave":
+        raise errors.ContextMisused("a pivot is waited for; it cannot be left alone at its parent's end")
     if settings.on_parent_end not in ("cancel", "leave"):
         raise errors.ContextMisused(f"on_parent_end is 'cancel' or 'leave', not {settings.on_parent_end!r}")
 

@@ -74,6 +74,7 @@ _INSTANCE_INDEXES = {
 
 def _history_columns() -> list[sa.Column[Any]]:
     return [
+        sa.Column("lane_width", sa.Integer(), nullable=True),
         sa.Column("role", sa.String(length=8), nullable=True),
         sa.Column("child_id", _id(200), nullable=True),
         _claim("is_detached"),
