@@ -162,9 +162,35 @@ def _name(page: Path) -> str:
 PLAYED = [page for page in PAGES if any(block.language in ("python", "console") for block in blocks_of(page))]
 
 
-@pytest.mark.parametrize("player", PLAYED, ids=_name, indirect=True)
-def test_what_a_page_shows_works(player: Player) -> None:
-    player.play()
+def some_pages(number: int) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("player", PLAYED[number::4], ids=_name, indirect=True)
+
+
+# Several classes: pytest-xdist keeps the tests of a class together (--dist loadscope), and a page takes its time.
+
+
+class TestSomePages:
+    @some_pages(0)
+    def test_what_a_page_shows_works(self, player: Player) -> None:
+        player.play()
+
+
+class TestOtherPages:
+    @some_pages(1)
+    def test_what_a_page_shows_works(self, player: Player) -> None:
+        player.play()
+
+
+class TestMorePages:
+    @some_pages(2)
+    def test_what_a_page_shows_works(self, player: Player) -> None:
+        player.play()
+
+
+class TestTheLastPages:
+    @some_pages(3)
+    def test_what_a_page_shows_works(self, player: Player) -> None:
+        player.play()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 
 #: A database that does not answer must not stop the worker from replacing its pool processes.
 LONGEST_WAIT_SECONDS = 10.0
+#: So long a transaction waits for a fork to have its turn.
+LONGEST_COURTESY_SECONDS = 0.25
 
 
 class ForkGuard:
@@ -29,12 +31,16 @@ class ForkGuard:
         self._condition = threading.Condition(threading.Lock())
         self._own = threading.local()
         self._inside = 0
+        self._is_fork_waiting = False
 
     @contextmanager
     def inside(self) -> Iterator[None]:
         """Keep forks away while the block runs."""
         depth = getattr(self._own, "depth", 0)
         with self._condition:  # held throughout a fork, but not while one waits: a heartbeat must not wait with it
+            if self._is_fork_waiting and depth == 0:
+                # not for long: but a thread with one transaction after the other would let none happen
+                self._condition.wait_for(lambda: not self._is_fork_waiting, timeout=LONGEST_COURTESY_SECONDS)
             self._inside += 1
         self._own.depth = depth + 1
         try:
@@ -54,12 +60,15 @@ class ForkGuard:
         deadline = time.monotonic() + LONGEST_WAIT_SECONDS
         mine = getattr(self._own, "depth", 0)
         self._condition.acquire()
+        self._is_fork_waiting = True
         while self._inside > mine and time.monotonic() < deadline:
             self._condition.wait(timeout=deadline - time.monotonic())
+        self._is_fork_waiting = False
         for function in self._before:
             function()
 
     def after_fork_in_parent(self) -> None:
+        self._condition.notify_all()
         self._condition.release()
 
     def after_fork_in_child(self) -> None:

@@ -66,7 +66,7 @@ class Batch:
 
     who: str
     acks_late: bool
-    half: int  # of the points: a batch takes every other one
+    quarters: tuple[int, ...]  # of the points
 
     @property
     def at_once(self) -> int:
@@ -78,13 +78,19 @@ class Batch:
         return f"{self.who}-{'acks-late' if self.acks_late else 'acks-early'}"
 
     def points(self) -> list[Point]:
-        return _points(self.who)[self.half :: 2]
+        return [point for index, point in enumerate(_points(self.who)) if index % 4 in self.quarters]
 
 
-# By default each point is hit in each kind of process, with early or with late acks; the storm does the rest.
-CHILD_EARLY, CHILD_LATE = Batch("child", False, 0), Batch("child", True, 1)
-WORKER_EARLY, WORKER_LATE = Batch("worker", False, 0), Batch("worker", True, 1)
-OTHERS = [Batch("child", False, 1), Batch("child", True, 0), Batch("worker", False, 1), Batch("worker", True, 0)]
+# By default each point is hit in a pool process, with early or with late acks, and every other one in a whole worker,
+# which takes seconds to begin again; the storm does the rest.
+CHILD_EARLY, CHILD_LATE = Batch("child", False, (0, 2)), Batch("child", True, (1, 3))
+WORKER_EARLY, WORKER_LATE = Batch("worker", False, (0,)), Batch("worker", True, (2,))
+OTHERS = [
+    Batch("child", False, (1, 3)),
+    Batch("child", True, (0, 2)),
+    Batch("worker", False, (1, 2, 3)),
+    Batch("worker", True, (0, 1, 3)),
+]
 
 
 @pytest.fixture(scope="class")
