@@ -27,6 +27,7 @@ from orchestrator.runtime.finishing import Finisher
 from orchestrator.runtime.forks import Forks
 from orchestrator.runtime.mail import Postman
 from orchestrator.runtime.starter import Starter
+from orchestrator.runtime.timers import Timers
 from orchestrator.runtime.transactional import TransactionalBodies
 from orchestrator.store.engine import Store, current_purpose
 
@@ -130,7 +131,14 @@ def _hook_commits() -> None:
     _tell_instance(Orchestrator, "send", lambda args: (args[0], None))
     _tell_instance(Orchestrator, "publish", lambda args: (args[0], None))
     _tell_instance(Postman, "_win", lambda args: (args[0], None))
+    _tell_instance(Timers, "_fire_timers_of", lambda args: (_planned_among(args[0]), None))
     _tell_instance(Forks, "fork", lambda args: (args[2] or "", None))
+
+
+def _planned_among(instances: list[str]) -> str:
+    """Return an instance of a batch that somebody is to die at."""
+    assert _folder is not None
+    return next((instance for instance in instances if (_folder / instance).exists()), "")
 
 
 def _tell_instance(owner: Any, name: str, about: Any) -> None:
