@@ -67,8 +67,10 @@ def ends_in_all_ways(ctx: Context, path: str) -> list[str]:
     return results
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, store_url: str, broker_url: str) -> Iterator[Cluster]:
+# the third store is the matter of the tests of purging itself
+@pytest.fixture(params=["sqlite", "postgresql"])
+def cluster(request: pytest.FixtureRequest, tmp_path: Path, broker_url: str) -> Iterator[Cluster]:
+    store_url = request.getfixturevalue(f"{request.param}_url")
     cluster = Cluster(tmp_path, store_url, broker_url, tasks=__name__)
     yield cluster
     cluster.close()

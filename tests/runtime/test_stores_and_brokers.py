@@ -70,10 +70,21 @@ def test_a_start_task_survives_the_pool_process_that_took_it(cluster: Cluster) -
     assert crashing.was_reached(cluster.crashes, "from-delay")
 
 
-@pytest.fixture
-def lifecycle_cluster(tmp_path: Path, store_url: str, broker: str) -> Iterator[Cluster]:
+#: By default each store with one broker, and each broker with a store at least; the storm does the rest.
+PAIRS = [("sqlite", "rabbitmq"), ("postgresql", "valkey"), ("mysql", "rabbitmq")]
+OTHER_PAIRS = [("sqlite", "valkey"), ("postgresql", "rabbitmq"), ("mysql", "valkey")]
+
+
+@pytest.fixture(
+    params=[*PAIRS, *(pytest.param(pair, marks=pytest.mark.storm) for pair in OTHER_PAIRS)],
+    ids=lambda pair: "-".join(pair),
+)
+def lifecycle_cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+    store, broker = request.param
+    store_url = request.getfixturevalue(f"{store}_url")
+    broker_url = request.getfixturevalue("broker_url" if broker == "valkey" else "rabbitmq_url")
     settings = {"publish_grace": 1.0, "max_lost": 20}
-    cluster = Cluster(tmp_path, store_url, broker, settings=settings, tasks=lifecycles.__name__)
+    cluster = Cluster(tmp_path, store_url, broker_url, settings=settings, tasks=lifecycles.__name__)
     yield cluster
     cluster.close()
 
