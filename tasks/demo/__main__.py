@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,12 +32,13 @@ def main() -> int:
         console.print(str(error), style="red", markup=False)
         return 2
     signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGINT, _end)
     try:
         with _surroundings() as worker:
             # only now: the shop reads where its broker and its databases are when it is imported
             from tasks.demo.run import run
 
-            is_well = run(console, orders, worker)
+            is_well = run(console, orders, worker, _interrupted.is_set)
             if not is_well:
                 kept = shutil.copytree(worker.log.parent, tempfile.mkdtemp(prefix="shop-failed-"), dirs_exist_ok=True)
                 console.print(f"The worker's log and both databases are kept in {kept}")
@@ -77,7 +79,12 @@ def _find_memory() -> str | None:
     return str(memory) if is_usable else None
 
 
+_interrupted = threading.Event()
+
+
 def _end(_signal: int, _frame: object) -> NoReturn:
+    # an exception that is raised while an object is being finalised is lost: whoever loops looks here as well
+    _interrupted.set()
     raise KeyboardInterrupt
 
 

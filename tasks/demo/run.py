@@ -1,7 +1,7 @@
 """Runs orders to their ends, with a worker of its own that is killed half-way or with whatever runs, and reckons up."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
@@ -21,7 +21,12 @@ WAIT_FOR_WORST_SECONDS, GLANCE_EVERY_SECONDS = 3.0, 0.01
 PATIENCE_SECONDS, PATIENCE_SECONDS_PER_ORDER = 120.0, 1.0
 
 
-def run(console: Console, orders: Sequence[Order], worker: Worker | None = None) -> bool:
+def run(
+    console: Console,
+    orders: Sequence[Order],
+    worker: Worker | None = None,
+    is_interrupted: Callable[[], bool] = bool,
+) -> bool:
     """Run the orders to their ends; return whether all have ended and the books balance.
 
     `worker` is started, killed and started again; without one, workers are taken to be running elsewhere.
@@ -32,18 +37,20 @@ def run(console: Console, orders: Sequence[Order], worker: Worker | None = None)
     with open_picture(console) as picture:
         if worker is not None:
             _start(worker, picture)
-        _follow(checkouts, worker, picture)
+        _follow(checkouts, worker, picture, is_interrupted)
     if worker is not None:
         worker.stop()
     return reckon(console, checkouts)
 
 
-def _follow(checkouts: Checkouts, worker: Worker | None, picture: Picture) -> None:
+def _follow(checkouts: Checkouts, worker: Worker | None, picture: Picture, is_interrupted: Callable[[], bool]) -> None:
     patience = PATIENCE_SECONDS + PATIENCE_SECONDS_PER_ORDER * checkouts.total
     deadline = time.monotonic() + patience
     victim = worker
     customers = Customers(checkouts)
     while not checkouts.have_ended:
+        if is_interrupted():
+            raise KeyboardInterrupt
         checkouts.advance()
         picture.show(checkouts)
         if 2 * checkouts.ended >= checkouts.total:
