@@ -13,7 +13,7 @@ __all__ = [
     "CompensationFailed",
     "ConfigurationError",
     "ContextMisused",
-    "EagerModeUnsupported",
+    "EagerModeStuck",
     "InputMismatch",
     "InstanceEnded",
     "InstanceExists",
@@ -29,6 +29,7 @@ __all__ = [
     "ReceiveTimedOut",
     "ReplaceRefused",
     "ResultMismatch",
+    "ResultNotKept",
     "ResultNeeded",
     "SecondWriter",
     "SentInsideWorkflow",
@@ -60,12 +61,13 @@ class ConfigurationError(OrchestratorError):
     """A setting is missing or cannot be used."""
 
 
-class EagerModeUnsupported(OrchestratorError):
-    """Workflows are durable; ``task_always_eager`` would run their steps with nothing recorded."""
+class EagerModeStuck(OrchestratorError):
+    """An instance that runs eagerly waits for what nobody can bring while its caller waits for it."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        super().__init__(f"{name} was started with task_always_eager on; a workflow needs a worker and a store")
+    def __init__(self, instance_id: str, reason: str) -> None:
+        self.instance_id = instance_id
+        self.reason = reason
+        super().__init__(f"{instance_id} runs eagerly, and cannot end: {reason}")
 
 
 class StoreUnreachable(OrchestratorError):
@@ -168,6 +170,18 @@ class InputMismatch(InvalidInput, TypeError):
 
 class InvalidOperation(InvalidInput, ValueError):
     """An operator's call does not fit the state of the instance or record."""
+
+
+class ResultNotKept(OrchestratorError, NotImplementedError):
+    """The result of a task was asked for that no result backend keeps, and that is no instance's and no step's."""
+
+    def __init__(self, task_id: str) -> None:
+        self.task_id = task_id
+        super().__init__(
+            f"No result backend is configured, and no instance or step has the id {task_id!r} yet: set result_backend, "
+            "or wait for a workflow that was only just sent through the handle that delay() returned, or its task's "
+            "AsyncResult(id)"
+        )
 
 
 class ContextMisused(OrchestratorError, TypeError):

@@ -18,4 +18,10 @@ orchestrator = Orchestrator(
     app,
     store=os.environ.get("SHOP_STORE", "sqlite:///shop-sagas.db"),
     heartbeat_limit=os.environ.get("SHOP_HEARTBEAT_LIMIT"),  # seconds; unset is the library's default
+    # nobody who watches needs the numbers of cards
+    mask={
+        "tasks.payments.charge_card": ["card"],
+        "tasks.workflows.checkout": ["order.card"],
+        "tasks.workflows.prepaid_checkout": ["order.card"],
+    },
 )

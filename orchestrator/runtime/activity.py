@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from orchestrator.runtime.claims import Claims
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.current import CancelProbe, CurrentStep, as_current
 from orchestrator.runtime.dispatch import HEADER, Dispatcher, begins_step, read_header
+from orchestrator.runtime.logs import about
 from orchestrator.runtime.registry import Registry
 from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.softlimit import SoftLimit
@@ -83,19 +85,24 @@ class StepRunner:
         ):
             row = self.claims.claim(key, task.name, dispatch, codec.dump(plan) if plan is not None else None)
             if row is None:
-                logger.info("%s[%s]: not claimed, its message is old or doubled", task.name, request.id)
+                old = "%s[%s]: not claimed, its message is old or doubled"
+                logger.info(old, task.name, request.id, extra=about(key))
                 raise Ignore
             request.is_inside_step = True
             # a base class with a ``__call__`` of its own may give its body other arguments than the message has
             own = None if (list(args), kwargs) == (list(request.args), request.kwargs) else (args, kwargs)
             call = functools.partial(self._call, task, body, row, limit, own)
-            if self.registry.find_defaults(task.name).is_transactional:
-                return self._run_transactional(task, row, call)
-            with self._settling_what_is_raised(task, row):
-                result = call()
-            ended = self._encoded(task, result)
-            self._settle(row, ended)
-            return _for_celery(task, request, result, ended)
+            with self.coordinator.instrumentation.attempt(row):
+                return self._run_claimed(task, row, call)
+
+    def _run_claimed(self, task: Any, row: HistoryRow, call: Callable[..., Any]) -> Any:
+        if self.registry.find_defaults(task.name).is_transactional:
+            return self._run_transactional(task, row, call)
+        with self._settling_what_is_raised(task, row):
+            result = call()
+        ended = self._encoded(task, result)
+        self._settle(row, ended)
+        return _for_celery(task, task.request, result, ended)
 
     def _run_transactional(self, task: Any, row: HistoryRow, call: Callable[..., Any]) -> Any:
         def encode(result: Any) -> str:
@@ -142,7 +149,8 @@ class StepRunner:
         recorded = self._arguments(task, request, row)
         args, kwargs = own or recorded
         try:
-            with as_current(self._step(row)), limit.allowed():
+            around = self.coordinator.instrumentation.body(row)
+            with as_current(self._step(row)), around, limit.allowed():
                 result = body(*args, **kwargs, **given)
         except Retry:
             raise
@@ -164,7 +172,7 @@ class StepRunner:
                 current = history.find_row(connection, row.key)
         except (SQLAlchemyError, errors.StoreUnreachable):
             return False  # nobody can say, and the body must not fail for it
-        return current is None or current.attempt != row.attempt or current.is_draining
+        return current is None or current.attempt != row.attempt or current.is_draining or current.is_revoked
 
     # --- arguments and results ------------------------------------------------------------------------------------
 
@@ -327,15 +335,27 @@ def _message(retry: Retry) -> Failure:
 
 def _is_told_to_end(error: BaseException) -> bool:
     """Tell whether a signal ends this process.  Its claim stays: whoever finds it orphaned knows what that means."""
-    if isinstance(error, KeyboardInterrupt | WorkerShutdown | WorkerTerminate):
+    if isinstance(error, KeyboardInterrupt | WorkerShutdown | WorkerTerminate) or _is_terminated_in_body():
         return True
     # billiard's way of telling which signal a pool process was ended by
     return isinstance(error, SystemExit) and isinstance(error.code, int) and 0 < 256 + error.code < signal.NSIG
 
 
+def _is_terminated_in_body() -> bool:
+    """Tell whether a cold shutdown has been ordered in the thread that runs this.
+
+    In the solo pool that is where bodies run, and Celery, which cannot end its own process, raises there what has
+    nothing to do with them.
+    """
+    from celery.worker import state  # of workers alone, which other processes do not load
+
+    is_ordered = state.should_terminate not in (None, False)
+    return is_ordered and threading.current_thread() is threading.main_thread()
+
+
 def _log_given_up(row: HistoryRow, what_follows: str) -> None:
     step = row.attempt, row.seq, row.instance_id
-    logger.warning("attempt %d of step %d of %s had been given up; %s", *step, what_follows)
+    logger.warning("attempt %d of step %d of %s had been given up; %s", *step, what_follows, extra=about(row))
 
 
 def _for_celery(task: Any, request: Any, result: Any, ended: Ended) -> Any:

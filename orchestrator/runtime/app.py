@@ -16,38 +16,27 @@ from celery.result import AsyncResult
 from orchestrator import errors
 from orchestrator.core.records import PublishMessage
 from orchestrator.core.retry import RetryPolicy
-from orchestrator.runtime import foreign, owner, running, softlimit
-from orchestrator.runtime.activity import StepRunner, wrap
-from orchestrator.runtime.aftermath import Aftermath
-from orchestrator.runtime.claims import Claims
-from orchestrator.runtime.coordinator import Coordinator
+from orchestrator.runtime import eager, foreign, owner, results, running, softlimit
+from orchestrator.runtime.activity import wrap
 from orchestrator.runtime.descriptions import InstancePage, describe, read_statuses
-from orchestrator.runtime.dispatch import ADVANCE, HEADER, Dispatcher
-from orchestrator.runtime.enqueuing import Enqueuer
-from orchestrator.runtime.executing import Executing
-from orchestrator.runtime.finishing import Finisher
-from orchestrator.runtime.foreign import ForeignSteps
-from orchestrator.runtime.forks import Forks
+from orchestrator.runtime.dispatch import ADVANCE, HEADER, SURVIVING
+from orchestrator.runtime.eager import EagerParts
 from orchestrator.runtime.handle import WorkflowHandle
 from orchestrator.runtime.heartbeat import Heartbeat, WorkerDescription
-from orchestrator.runtime.host import CeleryHost
-from orchestrator.runtime.known import KnownTasks
-from orchestrator.runtime.lifecycle import Lifecycle
-from orchestrator.runtime.mail import Postman, read_message
-from orchestrator.runtime.operator import Operator
+from orchestrator.runtime.mail import read_message
+from orchestrator.runtime.parts import Parts
 from orchestrator.runtime.poller import Poller
+from orchestrator.runtime.publications import Publications
 from orchestrator.runtime.queues import Queues
-from orchestrator.runtime.registry import ActivityDefaults, RegisteredCompensation, Registry, seconds
+from orchestrator.runtime.registry import ActivityDefaults, RegisteredCompensation, seconds
 from orchestrator.runtime.retention import Retention
-from orchestrator.runtime.running import RegisteredWorkflows, refuse_sending_inside_passes
+from orchestrator.runtime.running import refuse_sending_inside_passes
 from orchestrator.runtime.settings import Settings
-from orchestrator.runtime.starter import Starter
-from orchestrator.runtime.transactional import TransactionalBodies, open_up, open_when_made
+from orchestrator.runtime.telling import Teller
+from orchestrator.runtime.transactional import open_up, open_when_made
 from orchestrator.runtime.worker import OrchestratorStep
 from orchestrator.runtime.workflow import make_run, workflow_options
 from orchestrator.store import instances
-from orchestrator.store.engine import Store
-from orchestrator.store.instances import Instance
 from orchestrator.store.mailbox import NewMail
 
 if TYPE_CHECKING:
@@ -56,25 +45,24 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Orchestrator:
+class Orchestrator(Parts):
     """Makes workflows of functions over the tasks of a Celery app.
 
-    ``store`` is a SQLAlchemy URL (``sqlite:///sagas.db``, ``postgresql+psycopg://…``, ``mysql+pymysql://…``); every
-    other option is also a Celery setting with the prefix ``orchestrator_``.  Makes no connection by itself.
+    ``store`` is a SQLAlchemy URL (``sqlite:///sagas.db``, ``postgresql+psycopg://…``, ``mysql+pymysql://…``), or
+    ``django`` or ``django:alias`` for a database of Django's settings; every other option is also a Celery setting with
+    the prefix ``orchestrator_``.  Makes no connection by itself.
     """
 
     def __init__(self, app: Celery, *, store: str | None = None, **options: Any) -> None:
         unknown = set(options) - set(Settings.model_fields)
         if unknown:
             raise errors.ConfigurationError(f"Orchestrator has no option {', '.join(sorted(unknown))}")
-        self.app = app
-        self._options = {"store": store, **options}
-        self.registry = Registry()
-        self.executing = Executing()
+        super().__init__(app, {"store": store, **options})
         owner.bind(app, self)
         # not shared: Celery would register it with every other app of the process, whose own it would displace
-        app.task(name=ADVANCE, ignore_result=True, shared=False)(self._advance)
+        app.task(name=ADVANCE, ignore_result=True, shared=False, **SURVIVING)(self._advance)
         foreign.register(app, lambda: self.foreign)
+        results.install(app)
         app.steps["worker"].add(OrchestratorStep)
         refuse_sending_inside_passes(app)
         app.on_after_finalize.connect(self._on_finalized, weak=False)
@@ -149,10 +137,26 @@ class Orchestrator:
             defaults = ActivityDefaults(retry, seconds(timeout), tuple(unknown_on), transactional)
             self.registry.add_defaults(task, defaults)
             if transactional:
-                open_when_made(task, self.app, lambda: self.bodies)
+                open_when_made(task, self.app, lambda: self.current.bodies)
             return task
 
         return register
+
+    # --- eager mode -------------------------------------------------------------------------------------------------
+
+    @property
+    def is_eager(self) -> bool:
+        """Whether instances run in the process that starts them (``task_always_eager``)."""
+        return eager.is_on() or bool(self.app.conf.task_always_eager)
+
+    @functools.cached_property
+    def eager(self) -> EagerParts:
+        return EagerParts(self, self.install)
+
+    @property
+    def current(self) -> Parts:
+        """What serves the calling code."""
+        return self.eager if self.is_eager else self
 
     # --- using ----------------------------------------------------------------------------------------------------
 
@@ -169,10 +173,13 @@ class Orchestrator:
         ``instance_id`` makes it idempotent: a second start with the same id, workflow and input returns the same
         instance (or raises ``InstanceExists`` with ``on_conflict="raise"``); other input raises ``InstanceExists``.
 
-        With ``session``, a SQLAlchemy ``Session``, ``scoped_session`` or ``Connection`` on the store's database, the
-        instance exists if and only if the caller's transaction commits; it begins after that.
+        With ``session``, a SQLAlchemy ``Session``, ``scoped_session`` or ``Connection`` on the store's database, or
+        Django's ``connection`` to it within ``transaction.atomic()``, the instance exists if and only if the caller's
+        transaction commits; it begins after that.
         """
-        return self.starter.start(signature, instance_id, on_conflict, session)
+        parts = self.current
+        parts.check_startable()
+        return parts.starter.start(signature, instance_id, on_conflict, session)
 
     def enqueue(self, signature: Any, *, session: CallersSession) -> AsyncResult:
         """Send a plain task, or a canvas, if and only if the caller's transaction commits.
@@ -181,7 +188,7 @@ class Orchestrator:
         of the result returned.  Raises ``NotEncodable`` for arguments that have no JSON form, ``PayloadTooLarge``,
         ``InputMismatch`` for those that the task does not take, and ``InvalidOperation`` for a workflow.
         """
-        return self.enqueuer.enqueue(signature, session)
+        return self.current.enqueuer.enqueue(signature, session)
 
     def send(
         self,
@@ -202,7 +209,8 @@ class Orchestrator:
         running.refuse_inside_passes("send()", "use ctx.send")
         payload = read_message(channel, message, message_id, self.settings.max_payload_bytes)
         new = NewMail(instance_id, channel, payload, message_id)
-        return self.postman.send(new, missing, session, self.dispatcher.deliver)
+        parts = self.current
+        return parts.postman.send(new, missing, session, parts.dispatcher.deliver)
 
     def publish(
         self,
@@ -220,11 +228,12 @@ class Orchestrator:
         running.refuse_inside_passes("publish()", "use ctx.publish")
         payload = read_message(channel, message, message_id, self.settings.max_payload_bytes)
         command = PublishMessage(channel, "", payload, message_id)
-        self.postman.publish(command, session, self.dispatcher.deliver)
+        parts = self.current
+        parts.postman.publish(command, session, parts.dispatcher.deliver)
 
     def get(self, instance_id: str) -> WorkflowHandle:
         """Return the handle of an instance.  Raises ``UnknownInstance``."""
-        instance = self.find_instance(instance_id)
+        instance = self.current.find_instance(instance_id)
         if instance is None:
             raise errors.UnknownInstance(instance_id)
         return WorkflowHandle(instance_id, app=self.app, task_name=instance.workflow)
@@ -236,122 +245,62 @@ class Orchestrator:
         status: str | Iterable[str] | None = None,
         attributes: Mapping[str, Any] | None = None,
         started_after: datetime | None = None,
+        started_before: datetime | None = None,
         limit: int = 100,
         cursor: str | None = None,
     ) -> InstancePage:
         """Return up to ``limit`` instances, newest first; ``page.cursor`` asks for the next ones."""
-        if started_after is not None and started_after.tzinfo is None:
-            raise errors.NaiveDatetime("started_after", started_after)
-        with self.store.read("list") as connection:
+        if limit < 1:
+            raise errors.InvalidOperation(f"the limit is {limit}; it is 1 or more")
+        for name, instant in (("started_after", started_after), ("started_before", started_before)):
+            if instant is not None and instant.tzinfo is None:
+                raise errors.NaiveDatetime(name, instant)
+        with self.current.store.read("list") as connection:
             page = instances.list_instances(
                 connection,
                 workflow=workflow if workflow is None or isinstance(workflow, str) else workflow.name,
                 statuses=read_statuses(status),
                 attributes=attributes,
                 started_after=started_after,
+                started_before=started_before,
                 limit=limit,
                 cursor=cursor,
             )
             return InstancePage(
-                [describe(each, instances.load_attributes(connection, each.id)) for each in page.instances], page.cursor
+                [describe(self.masks, each, instances.load_attributes(connection, each.id)) for each in page.instances],
+                page.cursor,
             )
 
-    def purge(self, *, older_than: timedelta | datetime, statuses: str | Iterable[str] | None = None) -> int:
+    def migrate(self) -> None:
+        """Bring the store's tables up to date, also where that is not done at first use (``migrate=False``)."""
+        self.current.store.migrate_now()
+
+    def close(self) -> None:
+        """Let go of the connections that this process keeps to the store; the next use opens new ones."""
+        parts = self.current
+        parts.store.dispose()
+        if "bodies" in vars(parts):  # which have connections of their own
+            parts.bodies.store.dispose()
+
+    def purge(
+        self,
+        *,
+        older_than: timedelta | datetime,
+        statuses: str | Iterable[str] | None = None,
+        dry_run: bool = False,
+    ) -> int:
         """Delete instances that ended longer ago than ``older_than``, or before that instant; return how many.
+
+        With ``dry_run`` nothing is deleted: what is returned is how many would be.
 
         ``statuses`` names those to purge (default: all in which an instance has ended); any other status raises
         ``InvalidOperation``, a datetime without a time zone ``NaiveDatetime``.  An instance stays while its callbacks
         have not been told, a repair of it is under way, or its parent is there.  Its id stays used: a late message of
         ``.delay()`` does not begin it anew, only ``start`` does.
         """
-        return Retention(self.store, self.settings, self.coordinator.clock).purge(older_than, statuses)
-
-    def find_instance(self, instance_id: str) -> Instance | None:
-        """Return the row of an instance, ``None`` if there is none."""
-
-        def once() -> Instance | None:
-            with self.store.read("find-instance") as connection:
-                return instances.find_instance(connection, instance_id)
-
-        return self.store.retrying(once, patience_seconds=0)
-
-    # --- parts, made when they are first needed -------------------------------------------------------------------
-
-    @functools.cached_property
-    def settings(self) -> Settings:
-        return Settings.read(self.app.conf, self._options)
-
-    @functools.cached_property
-    def store(self) -> Store:
-        limit = self.settings.heartbeat_limit
-        return Store(self.settings.require_store(), idle_limit_seconds=limit, migrate=self.settings.migrate)
-
-    @functools.cached_property
-    def workflows(self) -> RegisteredWorkflows:
-        host = CeleryHost(self.app, self.registry, KnownTasks(self.store), self.settings, self.store)
-        return RegisteredWorkflows(self.app, host)
-
-    @functools.cached_property
-    def coordinator(self) -> Coordinator:
-        return Coordinator(self.store, self.settings, self.workflows, lambda: self.executing.incarnation)
-
-    @functools.cached_property
-    def finisher(self) -> Finisher:
-        return Finisher(self.app, self.store)
-
-    @functools.cached_property
-    def dispatcher(self) -> Dispatcher:
-        return Dispatcher(self.app, lambda: self.aftermath)
-
-    @functools.cached_property
-    def postman(self) -> Postman:
-        return Postman(self.coordinator)
-
-    @functools.cached_property
-    def aftermath(self) -> Aftermath:
-        return Aftermath(self.coordinator, self.dispatcher, self.finisher, self.postman)
-
-    @functools.cached_property
-    def lifecycle(self) -> Lifecycle:
-        return Lifecycle(self.coordinator, self.dispatcher)
-
-    @functools.cached_property
-    def starter(self) -> Starter:
-        return Starter(self.coordinator, self.dispatcher, self.workflows)
-
-    @functools.cached_property
-    def enqueuer(self) -> Enqueuer:
-        return Enqueuer(self.app, self.store, self.settings, self.coordinator.clock)
-
-    @functools.cached_property
-    def foreign(self) -> ForeignSteps:
-        return ForeignSteps(self.coordinator, self.dispatcher)
-
-    @functools.cached_property
-    def forks(self) -> Forks:
-        return Forks(self.coordinator, self.starter)
-
-    @functools.cached_property
-    def operator(self) -> Operator:
-        return Operator(self.coordinator, self.dispatcher)
-
-    @functools.cached_property
-    def steps(self) -> StepRunner:
-        claims = Claims(self.store, self.settings, self.executing)
-        return StepRunner(
-            self.app, self.settings, self.registry, self.coordinator, claims, self.dispatcher, lambda: self.bodies
-        )
-
-    @functools.cached_property
-    def bodies(self) -> TransactionalBodies:
-        # connections of their own, as many as there are bodies: the heartbeat must never wait for one to end
-        store = Store(
-            self.settings.require_store(),
-            idle_limit_seconds=self.settings.heartbeat_limit,
-            migrate=False,
-            max_overflow=-1,
-        )
-        return TransactionalBodies(store, self.coordinator)
+        parts = self.current
+        retention = Retention(parts.store, parts.settings, parts.clock)
+        return retention.count(older_than, statuses) if dry_run else retention.purge(older_than, statuses)
 
     # --- in workers -----------------------------------------------------------------------------------------------
 
@@ -360,30 +309,41 @@ class Orchestrator:
         own = [each for each in self.app.tasks.values() if not each.name.startswith(("celery.", "orchestrator."))]
         for task in own:
             if not getattr(task, "is_workflow", False):
-                wrap(task, lambda: self.steps)
+                wrap(task, lambda: self.current.steps)
         for task in own:  # when all the others are wrapped: it may be refused
             if self.registry.find_defaults(task.name).is_transactional:
-                open_up(task, lambda: self.bodies)
+                open_up(task, lambda: self.current.bodies)
 
-    def make_threads(self, worker: Any) -> tuple[Heartbeat, Poller]:
+    def make_threads(self, worker: Any) -> tuple[Heartbeat, Poller, Teller]:
         """Return the threads of a worker; called before its pool forks."""
+        # of what Celery has for its workers alone, which other processes do not load
+        from orchestrator.runtime import revoking
+
         self.executing.share()
+        for task in self.app.tasks.values():
+            if self.masks.hides_result(task.name):
+                task.resultrepr_maxsize = 0  # of what a task returned Celery logs and sends so many characters
         poller = Poller(
             self.coordinator,
             self.dispatcher,
             self.finisher,
             self.executing,
-            Queues(self.app),
+            Publications(self.coordinator, self.dispatcher, Queues(self.app)),
             self.postman,
             self.enqueuer,
+            self.observers,
+            functools.partial(self.monitor.look, worker),
+            revoking.Revocations(self.coordinator, self.lifecycle, self.starter, self.dispatcher),
         )
+        self.monitor.begin(worker)
         describe_worker = functools.partial(self._describe_worker, worker)
         heartbeat = Heartbeat(self.store, self.settings, self.executing, describe_worker)
+        revoking.listen(self.app, poller.note_revokes)
         signals.task_unknown.connect(poller.note_unregistered, weak=False)
         signals.task_failure.connect(poller.note_failure, weak=False)
         signals.task_revoked.connect(poller.note_revoked, weak=False)
         signals.task_failure.connect(self._on_task_failure, weak=False)
-        return heartbeat, poller
+        return heartbeat, poller, Teller(self.observers, self.settings.poll_interval)
 
     def _describe_worker(self, worker: Any) -> WorkerDescription:
         tasks = tuple(name for name in self.app.tasks if not name.startswith("celery."))

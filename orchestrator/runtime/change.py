@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.records import Outcome, Payload, PublishMessage, Subscribe, Unsubscribe, Wake
 from orchestrator.store.history import HistoryRow, StepKey
 from orchestrator.store.instances import Instance
 from orchestrator.store.mailbox import NewMail, TakenMail
+
+if TYPE_CHECKING:
+    from orchestrator.runtime.notices import Notice
 
 
 @dataclass(slots=True)
@@ -22,6 +25,7 @@ class Outbox:
     ended: Instance | None = None
     wakes: list[str] = field(default_factory=list)  # instances that were sent something
     shared: list[str] = field(default_factory=list)  # channels on which somebody competes for something
+    notices: list[Notice] = field(default_factory=list)  # what observers are told
 
     def extend(self, other: Outbox) -> None:
         self.steps += other.steps
@@ -29,6 +33,7 @@ class Outbox:
         self.ended = other.ended or self.ended
         self.wakes += other.wakes
         self.shared += other.shared
+        self.notices += other.notices
 
 
 @dataclass(frozen=True, slots=True)

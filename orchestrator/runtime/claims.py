@@ -10,6 +10,8 @@ from datetime import datetime
 
 from orchestrator.core.records import State
 from orchestrator.runtime.executing import Executing, token_of
+from orchestrator.runtime.notices import Notice
+from orchestrator.runtime.observing import Observers
 from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.transactions import Clock, utc_now
 from orchestrator.store import history, workers
@@ -20,11 +22,19 @@ from orchestrator.store.history import Claimant, HistoryRow, StepKey
 class Claims:
     """Takes steps under the worker's incarnation."""
 
-    def __init__(self, store: Store, settings: Settings, executing: Executing, clock: Clock = utc_now) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        executing: Executing,
+        clock: Clock = utc_now,
+        observers: Observers | None = None,
+    ) -> None:
         self.store = store
         self.settings = settings
         self.state = executing
         self.clock = clock
+        self.observers = observers
 
     @contextmanager
     def executing(self, key: StepKey, dispatch: int) -> Iterator[None]:
@@ -42,6 +52,7 @@ class Claims:
             return None
         claimant = Claimant(self.state.incarnation, os.getpid())
         tried_at: set[datetime] = set()
+        told: list[Notice] = []
 
         def once() -> HistoryRow | None:
             with self.store.begin("claim") as connection:
@@ -51,9 +62,15 @@ class Claims:
                     return row
                 now = self.clock()
                 tried_at.add(now)
-                return history.claim(connection, key, name, dispatch, claimant, now, compensation)
+                claimed = history.claim(connection, key, name, dispatch, claimant, now, compensation)
+                if claimed is not None and self.observers is not None:
+                    told[:] = self.observers.note_claim(connection, claimed, now)
+                return claimed
 
-        return self.store.retrying(once, patience_seconds=self.settings.store_patience)
+        row = self.store.retrying(once, patience_seconds=self.settings.store_patience)
+        if row is not None and self.observers is not None:
+            self.observers.tell(told)
+        return row
 
     def _beat_first(self) -> bool:
         """A process whose worker's last beat is old beats before it claims; it may have been given up meanwhile."""

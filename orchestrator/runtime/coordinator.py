@@ -19,6 +19,7 @@ from orchestrator.core.records import Failure, Outcome, State
 from orchestrator.errors import UnknownTask
 from orchestrator.runtime import requests, settling
 from orchestrator.runtime.change import Change, Outbox
+from orchestrator.runtime.logs import about
 from orchestrator.runtime.passes import earliest
 from orchestrator.runtime.settlements import RELEASED, Settlements
 from orchestrator.store import history, instances
@@ -58,7 +59,8 @@ class Coordinator(Settlements):
         def settle_alone(error: BaseException) -> None:
             nonlocal is_inline
             if is_inline:
-                logger.warning("%s: the pass after step %d is made by itself: %r", key.instance_id, key.seq, error)
+                alone = "%s: the pass after step %d is made by itself: %r"
+                logger.warning(alone, key.instance_id, key.seq, error, extra=about(key, attempt))
             is_inline = False
 
         def transact() -> Outbox:
@@ -140,7 +142,7 @@ class Coordinator(Settlements):
     ) -> tuple[bool, Outbox]:
         """Give a claim back for another attempt that the task itself asked for (Celery's ``retry``, ``Reject``).
 
-        Returns ``False`` where the step is not to be tried again, because it timed out or its scope drains.
+        Returns ``False`` where the step is not to be tried again: it timed out, was revoked, or its scope drains.
         """
         released = False
 
@@ -148,7 +150,7 @@ class Coordinator(Settlements):
             nonlocal released
             row = history.find_row(connection, key)
             is_held = row is not None and row.state is State.RUNNING and row.attempt == attempt
-            released = row is not None and is_held and not (row.is_draining or row.is_timed_out)
+            released = row is not None and is_held and not (row.is_draining or row.is_revoked or row.is_timed_out)
             if row is None or not released:
                 return None
             told = {"failure": codec.dump(failure)} if failure is not None else {}
@@ -246,4 +248,5 @@ def _is_held(row: HistoryRow, attempt: int) -> bool:
 
 def _standing(row: HistoryRow, now: datetime) -> Standing:
     elapsed = (now - row.scheduled_at).total_seconds()
-    return Standing(row.failures, row.lost, row.is_in_doubt, row.is_draining, row.retry_policy, elapsed)
+    is_unwanted = row.is_draining or row.is_revoked
+    return Standing(row.failures, row.lost, row.is_in_doubt, is_unwanted, row.retry_policy, elapsed)

@@ -40,9 +40,10 @@ class CurrentStep:
 
     @property
     def cancel_requested(self) -> bool:
-        """Whether its scope is being undone, so that the sooner the task ends the better; asked of the store.
+        """Whether its scope is being undone, or its task was revoked, so that the sooner the task ends the better.
 
-        It goes on until it ends by itself, and is undone then, if it took or may have taken effect.
+        Asked of the store.  The task goes on until it ends by itself; of a scope that is being undone it is undone
+        then, if it took or may have taken effect.
         """
         return self._is_draining()
 

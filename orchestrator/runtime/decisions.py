@@ -108,8 +108,10 @@ def _record(
 def _begin(passes: Passes, instance: Instance, change: Change) -> None:
     """Note at the first pass what the workflow was declared with: whoever started it may not know its code."""
     options = passes.workflows.options(instance.workflow)
-    deadline_at = instance.created_at + options.deadline if options.deadline is not None else None
-    change.instance.update(started_at=instance.created_at, parks=options.parks, deadline_at=deadline_at)
+    # a fork's run began before the fork was made, that of an instance with an eta begins after it was
+    began_at = max(instance.created_at, instance.run_started_at or instance.created_at)
+    deadline_at = began_at + options.deadline if options.deadline is not None else None
+    change.instance.update(started_at=began_at, parks=options.parks, deadline_at=deadline_at)
 
 
 def _failed_status(ending: Failed, not_undone: list[NotUndone]) -> Status:

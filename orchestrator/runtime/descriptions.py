@@ -1,20 +1,19 @@
-"""What handles and lists tell of instances, runs and records; payloads are plain JSON values."""
+"""What handles and lists tell of instances, runs and records; payloads are plain JSON, without what is masked."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator import codec, errors
-from orchestrator.core.records import Compensation, Failure, NotUndone
+from orchestrator.core.records import Compensation, Failure, Kind, NotUndone, State
 from orchestrator.runtime import settling
+from orchestrator.runtime.dispatch import task_id_of
+from orchestrator.runtime.masking import Masks
 from orchestrator.store.history import HistoryRow
 from orchestrator.store.instances import Instance, Status
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +38,8 @@ class Description:
     parent_id: str | None = None
     deadline_at: datetime | None = None
     cancel_reason: str | None = None
+    forked_from: str | None = None
+    is_past_pivot: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,12 @@ class HistoryEntry:
     started_at: datetime | None
     settled_at: datetime | None
     child_id: str | None = None
+    task_id: str | None = None  # of the Celery task that is its last dispatch
+    dispatched_at: datetime | None = None
+    due_at: datetime | None = None  # when the clock does something with it: its next attempt, its timeout
+    timeout_at: datetime | None = None
+    next_attempt_at: datetime | None = None
+    late_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +100,9 @@ class RunEntry:
     ended_at: datetime
 
 
-def run_entry(run: int, text: str, started_at: datetime, ended_at: datetime) -> RunEntry:
-    args, kwargs = codec.plain_arguments(text)
-    return RunEntry(run, list(args), kwargs, started_at, ended_at)
+def run_entry(masks: Masks, workflow: str, run: int, text: str, started_at: datetime, ended_at: datetime) -> RunEntry:
+    args, kwargs = masks.arguments(workflow, *codec.plain_arguments(text))
+    return RunEntry(run, args, kwargs, started_at, ended_at)
 
 
 def read_statuses(status: str | Iterable[str] | None) -> list[Status] | None:
@@ -107,16 +114,16 @@ def read_statuses(status: str | Iterable[str] | None) -> list[Status] | None:
         raise errors.InvalidOperation(f"{error}; statuses are {', '.join(Status)}") from error
 
 
-def describe(instance: Instance, attributes: dict[str, Any]) -> Description:
-    args, kwargs = codec.plain_arguments(instance.input)
+def describe(masks: Masks, instance: Instance, attributes: dict[str, Any]) -> Description:
+    args, kwargs = masks.arguments(instance.workflow, *codec.plain_arguments(instance.input))
     return Description(
         instance.id,
         instance.workflow,
         instance.status,
         instance.run,
-        list(args),
+        args,
         kwargs,
-        codec.decode(instance.result) if instance.result is not None else None,
+        masks.result(instance.workflow, codec.decode(instance.result)) if instance.result is not None else None,
         codec.load(Failure, instance.failure) if instance.failure else None,
         instance.blocked if instance.status is Status.BLOCKED else None,
         settling.list_not_undone(instance),
@@ -128,11 +135,13 @@ def describe(instance: Instance, attributes: dict[str, Any]) -> Description:
         instance.parent_id,
         instance.deadline_at,
         instance.cancel_reason,
+        instance.forked_from,
+        instance.is_past_pivot,
     )
 
 
-def history_entry(row: HistoryRow) -> HistoryEntry:
-    args, kwargs = codec.plain_arguments(row.arguments) if row.arguments else ([], {})
+def history_entry(masks: Masks, row: HistoryRow) -> HistoryEntry:
+    args, kwargs = masks.arguments(row.name, *codec.plain_arguments(row.arguments)) if row.arguments else ([], {})
     plan = codec.load(Compensation, row.compensation).name if row.compensation else None
     return HistoryEntry(
         row.seq,
@@ -142,9 +151,9 @@ def history_entry(row: HistoryRow) -> HistoryEntry:
         row.undoes,
         str(row.state),
         str(row.outcome) if row.outcome else None,
-        list(args),
+        args,
         kwargs,
-        codec.decode(row.result) if row.result is not None else None,
+        masks.result(row.name, codec.decode(row.result)) if row.result is not None else None,
         codec.load(Failure, row.failure) if row.failure else None,
         str(row.late_outcome) if row.late_outcome else None,
         row.attempt,
@@ -156,7 +165,22 @@ def history_entry(row: HistoryRow) -> HistoryEntry:
         row.started_at,
         row.settled_at,
         row.child_id,
+        _task_id(row),
+        row.dispatched_at,
+        row.due_at,
+        row.timeout_at,
+        row.publish_at if row.state is State.SCHEDULED and not row.publications else None,
+        row.late_at,
     )
+
+
+def _task_id(row: HistoryRow) -> str | None:
+    match row.kind:
+        case Kind.STEP | Kind.COMPENSATION:
+            return task_id_of(row.key, row.dispatch)
+        case Kind.CHILD:
+            return row.child_id
+    return None
 
 
 def status_in_words(instance: Instance) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from celery import Celery
 from kombu.exceptions import KombuError
@@ -16,8 +17,12 @@ from orchestrator import codec
 from orchestrator.core.records import Kind
 from orchestrator.errors import StoreUnreachable
 from orchestrator.runtime.change import Outbox
+from orchestrator.runtime.masking import Masks
 from orchestrator.store.history import HistoryRow, StepKey
 from orchestrator.store.instances import Instance, OwedPass
+
+if TYPE_CHECKING:
+    from orchestrator.runtime.notices import Notice
 
 logger = logging.getLogger("orchestrator")
 
@@ -26,6 +31,12 @@ START_HEADER = "orchestrator_start"
 ADVANCE = "orchestrator.advance"
 FOREIGN_SUCCEEDED, FOREIGN_FAILED = "orchestrator.foreign_succeeded", "orchestrator.foreign_failed"
 
+#: No number in it is too long for its column.
+_TASK_ID = re.compile(r"(.+):(\d{1,9}):(-?\d{1,9}):(\d{1,9})", re.DOTALL)
+
+#: For tasks of our own: a message outlives the process that took it, to be taken by another at once.
+SURVIVING = {"acks_late": True, "reject_on_worker_lost": True}
+
 #: Options that are columns of the record: the message itself goes out when it may be claimed.
 _COLUMNS = ("countdown", "eta", "expires")
 
@@ -33,6 +44,12 @@ _COLUMNS = ("countdown", "eta", "expires")
 def task_id_of(key: StepKey, dispatch: int) -> str:
     """Return the id of the Celery task that is one dispatch of a step."""
     return f"{key.instance_id}:{key.run}:{key.seq}:{dispatch}"
+
+
+def read_task_id(task_id: str) -> tuple[str, int, int, int] | None:
+    """Return instance, run, seq and dispatch of what may be the id of a step's task; ``None``: it is none."""
+    found = _TASK_ID.fullmatch(task_id)
+    return None if found is None else (found[1], int(found[2]), int(found[3]), int(found[4]))
 
 
 def header_of(row: HistoryRow) -> dict[str, Any]:
@@ -69,12 +86,15 @@ class Follower(Protocol):
 
     def start_child(self, row: HistoryRow) -> Outbox: ...
 
+    def tell(self, told: list[Notice]) -> None: ...
+
 
 class Dispatcher:
     """Publishes what was committed."""
 
-    def __init__(self, app: Celery, follower: Callable[[], Follower]) -> None:
+    def __init__(self, app: Celery, masks: Masks, follower: Callable[[], Follower]) -> None:
         self.app = app
+        self.masks = masks
         self._follower = follower
 
     def deliver(self, outbox: Outbox) -> None:
@@ -83,6 +103,13 @@ class Dispatcher:
         It is committed, so nothing here may fail the task that brought it about: the poller does again whatever does
         not succeed.
         """
+        told = list(outbox.notices)
+        try:
+            self._deliver(outbox, told)
+        finally:
+            self._follower().tell(told)
+
+    def _deliver(self, outbox: Outbox, told: list[Notice]) -> None:
         waiting = [outbox]
         while waiting:
             each = waiting.pop()
@@ -95,7 +122,9 @@ class Dispatcher:
                 except Exception:
                     logger.exception("could not publish, the poller will try")
                 else:
-                    waiting += [following] if following is not None else []
+                    if following is not None:
+                        waiting.append(following)
+                        told += following.notices
 
     def _list_deeds(self, outbox: Outbox) -> Iterator[Callable[[], Outbox | None]]:
         follower = self._follower
@@ -125,12 +154,27 @@ class Dispatcher:
             "task_id": row.child_id,
             "root_id": row.instance_id,
             "parent_id": row.instance_id,
-            "headers": {**options.get("headers", {}), START_HEADER: {"generation": generation}},
+            "headers": {**(options.get("headers") or {}), START_HEADER: {"generation": generation}},
+            "expires": None,  # the record's matter: Celery would take the child for revoked
             "add_to_parent": False,
+            **self.masks.representations(row.name, args, kwargs),
         }
-        task = self.app.tasks.get(row.name)
+        self._apply(row.name, args, kwargs, options)
+
+    def publish_start(
+        self, instance_id: str, generation: str, workflow: str, text: str, options: Mapping[str, Any]
+    ) -> None:
+        """Publish the start task of an instance that is recorded, with what else it was to begin with."""
+        args, kwargs = codec.plain_arguments(text)
+        headers = {**(options.get("headers") or {}), START_HEADER: {"generation": generation}}
+        own = {"task_id": instance_id, "headers": headers, "expires": None}
+        shown = self.masks.representations(workflow, args, kwargs)
+        self._apply(workflow, args, kwargs, {**options, **own, **shown})
+
+    def _apply(self, name: str, args: list[Any], kwargs: dict[str, Any], options: dict[str, Any]) -> None:
+        task = self.app.tasks.get(name)
         if task is None:
-            self.app.send_task(row.name, args, kwargs, **options)
+            self.app.send_task(name, args, kwargs, **options)
         else:
             task.apply_async(args, kwargs, **options)
 
@@ -142,10 +186,12 @@ class Dispatcher:
             "task_id": task_id_of(row.key, row.dispatch),
             "root_id": row.instance_id,
             "parent_id": row.instance_id,
-            "headers": {**options.get("headers", {}), **({} if row.is_foreign else {HEADER: header_of(row)})},
+            "headers": {**(options.get("headers") or {}), **({} if row.is_foreign else {HEADER: header_of(row)})},
             "retries": row.celery_retries,
-            "expires": None,  # the record's matter: a worker drops every later message with an expired one's id
+            # the record's matter: a worker drops every later message with an expired one's id
+            "expires": (row.expires_at or row.message_options.get("expires")) if row.is_foreign else None,
             "add_to_parent": False,
+            **self.masks.representations(row.name, args, kwargs),
         }
         if row.is_foreign:
             options |= self._callbacks(row, options)

@@ -56,11 +56,11 @@ class Enqueuer:
         checked = _check_signature(signature, self.app)
         running.check_outside_of_passes(checked.task)
         result, text = self._freeze(checked)
-        connection = callers.connection_of(session, self.store)
         now = self.clock()
         # until then it is the commit's own to publish; what is not told of its commit is due at once
         grace = self.settings.publish_grace if callers.tells_of_commits(session) else 0.0
-        entry = outbox.insert_enqueued(connection, str(result.id), text, now, now + timedelta(seconds=grace))
+        with callers.writing(session, self.store) as connection:
+            entry = outbox.insert_enqueued(connection, str(result.id), text, now, now + timedelta(seconds=grace))
         callers.after_commit(session, lambda: self._publish_committed(entry))
         return result
 

@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from orchestrator.store.history import StepKey
 
 _HEADER = struct.Struct("d36s")  # the last heartbeat on the system's monotonic clock, the incarnation
 _SLOT = struct.Struct("qQ")  # a process, and the token of what it executes (0: nothing)
+_EVENTS_BYTE = _HEADER.size  # whether monitors asked for events
 _HEADER_BYTES = 64
 _SLOTS = 4096
 _BYTES = _HEADER_BYTES + _SLOTS * _SLOT.size
@@ -54,6 +56,7 @@ class Executing:
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _BYTES)
         self._is_shared = False
+        self._worker: int | None = None
         self._slot: int | None = None
         # counted: a doubled message makes two threads announce the same attempt, of which one lets go at once
         self._own: Counter[int] = Counter()
@@ -65,6 +68,7 @@ class Executing:
         Forked ones inherit it as it is; spawned ones find it by a file.
         """
         self._is_shared = True
+        self._worker = os.getpid()
         if get_start_method() == "fork":
             return
         file = tempfile.NamedTemporaryFile(prefix="orchestrator-worker-", delete=False)  # noqa: SIM115 - outlives this
@@ -92,6 +96,11 @@ class Executing:
         """Whether this is a process of a prefork pool."""
         return self._slot is not None
 
+    @property
+    def is_worker(self) -> bool:
+        """Whether this is a worker's own process, and not one of its pool, nor one outside of workers."""
+        return self._worker == os.getpid()
+
     def begin(self, token: int) -> None:
         with self._lock:
             self._own[token] += 1
@@ -116,6 +125,15 @@ class Executing:
                 found.add(Execution(process, token))
         return found
 
+    def wait_unoccupied(self, seconds: float) -> bool:
+        """Wait until no process that is alive executes anything; ``False`` if one still does."""
+        until = time.monotonic() + seconds
+        while any(_is_alive_after_reaping(each.process) for each in self.list_executions()):
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
+        return True
+
     # --- the heartbeat --------------------------------------------------------------------------------------------
 
     def note_beat(self, incarnation: str) -> None:
@@ -128,6 +146,15 @@ class Executing:
         return bytes(incarnation).rstrip(b"\0").decode()
 
     @property
+    def sends_events(self) -> bool:
+        """Whether a monitor asked this worker for events."""
+        return self._memory[_EVENTS_BYTE] != 0
+
+    @sends_events.setter
+    def sends_events(self, is_on: bool) -> None:
+        self._memory[_EVENTS_BYTE] = int(is_on)
+
+    @property
     def seconds_since_beat(self) -> float:
         at, _ = _HEADER.unpack_from(self._memory, 0)
         return time.monotonic() - float(at)
@@ -136,6 +163,13 @@ class Executing:
 def _remove_file(name: str, owner: int) -> None:
     if os.getpid() == owner:  # a forked child runs its parent's exit functions as well
         Path(name).unlink(missing_ok=True)
+
+
+def _is_alive_after_reaping(process: int) -> bool:
+    """Tell whether a process goes on; a child that was killed exists until its parent has asked for it."""
+    with suppress(ChildProcessError):  # this process, or one that was asked for before
+        os.waitpid(process, os.WNOHANG)
+    return is_alive(process)
 
 
 def is_alive(process: int) -> bool:

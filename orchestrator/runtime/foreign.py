@@ -15,7 +15,7 @@ from orchestrator import codec, errors
 from orchestrator.core.attempts import AttemptDoubtful, AttemptSucceeded, Ended
 from orchestrator.core.records import Failure
 from orchestrator.runtime.coordinator import Coordinator
-from orchestrator.runtime.dispatch import FOREIGN_FAILED, FOREIGN_SUCCEEDED, Dispatcher, read_header
+from orchestrator.runtime.dispatch import FOREIGN_FAILED, FOREIGN_SUCCEEDED, SURVIVING, Dispatcher, read_header
 
 
 class ForeignSteps:
@@ -53,5 +53,6 @@ def register(app: Celery, steps: Any) -> None:
         # called in place with all three by a worker that knows this task, sent with an id by one that does not
         steps().fail(str(getattr(request_or_id, "id", request_or_id)), step)
 
-    app.task(name=FOREIGN_SUCCEEDED, ignore_result=True, shared=False)(succeeded)
-    app.task(name=FOREIGN_FAILED, ignore_result=True, shared=False)(failed)
+    # nobody else tells what they tell
+    app.task(name=FOREIGN_SUCCEEDED, ignore_result=True, shared=False, **SURVIVING)(succeeded)
+    app.task(name=FOREIGN_FAILED, ignore_result=True, shared=False, **SURVIVING)(failed)

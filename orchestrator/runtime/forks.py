@@ -24,14 +24,17 @@ from orchestrator.runtime.handle import WorkflowHandle
 from orchestrator.runtime.inputs import check_instance_id
 from orchestrator.runtime.starter import Starter
 from orchestrator.store import history, instances, mailbox
-from orchestrator.store.history import HistoryRow, as_history
+from orchestrator.store.history import HistoryRow
 from orchestrator.store.instances import Instance, Status
 from orchestrator.store.mailbox import Mail
+from orchestrator.store.past import as_history
 
 #: What its own clock or mailbox settles: left open, the new instance settles it anew.
 _WAITS = (Kind.TIMER, Kind.RECEIVE)
 _UNDOES = (Kind.COMPENSATION, Kind.UNDO)
 _DISPATCHED = (Kind.STEP, Kind.CHILD, *_UNDOES)
+
+_PATIENCE_SECONDS = 10.0
 
 
 class Forks:
@@ -51,11 +54,24 @@ class Forks:
                 "compensations away"
             )
         generation = secrets.token_hex(8)
-        with self.coordinator.store.begin("fork") as connection:
-            locked = instances.lock_instance(connection, origin.id)
-            if locked is None or locked.generation != origin.generation:
-                raise errors.UnknownInstance(origin.id)
-            self._record(connection, locked, seq, new_id, generation, owns_compensations)
+
+        def once() -> None:
+            with self.coordinator.store.begin("fork") as connection:
+                # child before parent; what is shared of an instance that was terminated does not change any more
+                children = _lock_children(connection, origin, seq) if owns_compensations else []
+                locked = instances.lock_instance(connection, origin.id)
+                if locked is None or locked.generation != origin.generation:
+                    raise errors.UnknownInstance(origin.id)
+                existing = instances.find_instance(connection, new_id)
+                if existing is None or existing.generation != generation:
+                    self._record(connection, locked, seq, new_id, generation, owns_compensations)
+                    for child in children:
+                        # who may have to undo it keeps it from being purged
+                        adopted = {"parent_id": new_id, "parent_generation": generation, "parent_run": 0}
+                        instances.update_instance(connection, child, adopted)
+                # else the answer to the COMMIT before was lost: it has been recorded
+
+        self.coordinator.store.retrying(once, patience_seconds=_PATIENCE_SECONDS)
         return self.starter.publish(new_id, generation, origin.workflow, origin.input, {})
 
     def _record(
@@ -109,6 +125,7 @@ class Forks:
             "parks": origin.parks,
             "is_past_pivot": any(r.role is Role.PIVOT and r.outcome is Outcome.SUCCEEDED for r in shared),
             "seeds": json.dumps(_seeds(origin, seq)),
+            "forked_from": origin.id,
         }
         if origin.cancel_order is not None and origin.cancel_order <= last_order:
             names = ("cancel_order", "cancel_at", "cancel_reason")
@@ -160,6 +177,14 @@ def _shared(row: HistoryRow, last_order: int) -> HistoryRow:
             "fork at another record"
         )
     return row
+
+
+def _lock_children(connection: Connection, origin: Instance, seq: int) -> list[Instance]:
+    """Lock the children of the shared records whose compensations are given away."""
+    rows = history.load_rows(connection, origin.id, origin.run)
+    ids = [r.child_id for r in rows if 0 <= r.seq < seq and r.compensation is not None and r.child_id is not None]
+    found = [instances.lock_instance(connection, child_id) for child_id in sorted(ids)]
+    return [c for c in found if c is not None and c.parent_generation == origin.generation]
 
 
 def _give_away(connection: Connection, origin: Instance, owned: list[HistoryRow], new_id: str) -> None:

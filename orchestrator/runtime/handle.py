@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any, Literal
 
-from celery.exceptions import TaskRevokedError
-from celery.exceptions import TimeoutError as CeleryTimeoutError
-from celery.result import AsyncResult, assert_will_not_block
+from celery.result import AsyncResult
 
-from orchestrator import codec, errors
-from orchestrator.runtime import finishing, running
+from orchestrator import errors
 from orchestrator.runtime.descriptions import (
     Description,
     HistoryEntry,
@@ -21,38 +17,19 @@ from orchestrator.runtime.descriptions import (
     status_in_words,
 )
 from orchestrator.runtime.owner import orchestrator_of
+from orchestrator.runtime.results import StoreResult, describe_instance, list_children
 from orchestrator.store import history, instances
 from orchestrator.store.instances import Instance, Status
 
 if TYPE_CHECKING:
-    from orchestrator.runtime.app import Orchestrator
     from orchestrator.runtime.callers import CallersSession
 
-CELERY_STATES = {
-    Status.PENDING: "PENDING",
-    Status.RUNNING: "STARTED",
-    Status.COMPENSATING: "COMPENSATING",
-    Status.COMPLETED: "SUCCESS",
-    Status.FAILED: "FAILURE",
-    Status.COMPENSATED: "FAILURE",
-    Status.COMPENSATION_FAILED: "FAILURE",
-    Status.CANCELLED: "REVOKED",
-    Status.TERMINATED: "REVOKED",
-    Status.BLOCKED: "BLOCKED",
-}
 
-
-class WorkflowHandle(AsyncResult):
+class WorkflowHandle(StoreResult):
     """An instance.  A Celery ``AsyncResult`` that reads the store, so that it needs no result backend."""
 
-    poll_seconds = (0.02, 0.5)
-
-    @property
-    def _orchestrator(self) -> Orchestrator:
-        return orchestrator_of(self.app)
-
     def _find(self) -> Instance | None:
-        return self._orchestrator.find_instance(self.id)
+        return self._parts.find_instance(self.id)
 
     def _load(self) -> Instance:
         instance = self._find()
@@ -60,64 +37,19 @@ class WorkflowHandle(AsyncResult):
             raise errors.UnknownInstance(self.id)
         return instance
 
-    def _get_task_meta(self) -> dict[str, Any]:
+    def _find_meta(self) -> dict[str, Any] | None:
         instance = self._find()
-        if instance is None:  # not recorded yet, as far as anybody can tell
-            return {"status": "PENDING", "result": None, "traceback": None, "children": []}
-        result: Any = None
-        if instance.status is Status.COMPLETED:
-            result = self._decode(instance)
-        elif instance.status in finishing.REVOKED:
-            result = TaskRevokedError(str(finishing.failure_of(instance)))
-        elif instance.status.is_final:
-            result = finishing.failure_of(instance)
-        return {
-            "status": CELERY_STATES[instance.status],
-            "result": result,
-            "traceback": getattr(result, "traceback", None),
-            "date_done": instance.ended_at,
-            "name": instance.workflow,
-        }
+        return None if instance is None else describe_instance(instance, self._parts.decode_result)
 
-    def _decode(self, instance: Instance) -> Any:
-        task = self._orchestrator.workflows.find(instance.workflow)
-        returns = None if task is None else codec.annotations_of(task.function).returns
-        return codec.decode_leniently(instance.result or "null", returns)
+    @property
+    def children(self) -> list[AsyncResult]:
+        """Results of the steps and compensations of the present run, and handles of its children, by ``seq``."""
+        instance = self._find()
+        return [] if instance is None else list_children(self._parts, instance)
 
-    def get(
-        self,
-        timeout: float | None = None,
-        propagate: bool = True,
-        interval: float | None = None,
-        disable_sync_subtasks: bool = True,
-        **_options: Any,
-    ) -> Any:
-        """Wait, at most ``timeout`` seconds, until the instance has ended, and return its result.
-
-        Raises the workflow's error (a ``WorkflowFailed`` that is also of the original class), ``TaskRevokedError`` for
-        one that was cancelled or terminated, and Celery's ``TimeoutError``.
-        """
-        running.refuse_inside_passes("get()", "run it as a child with ctx.run, or have it send a message")
-        if disable_sync_subtasks:
-            assert_will_not_block()
-        deadline = None if timeout is None else time.monotonic() + timeout
-        pause, longest = (interval, interval) if interval else self.poll_seconds
-        while True:
-            instance = self._find()
-            if instance is not None and instance.status.is_final:
-                break
-            if deadline is not None and time.monotonic() >= deadline:
-                state = "not recorded yet" if instance is None else status_in_words(instance)
-                raise CeleryTimeoutError(f"instance {self.id} is {state} after {timeout} s")
-            left = pause if deadline is None else min(pause, max(0.0, deadline - time.monotonic()))
-            time.sleep(left)
-            pause = min(pause * 1.5, longest)
-        result = self._get_task_meta()["result"]
-        if propagate and isinstance(result, Exception):
-            raise result
-        return result
-
-    wait = get
+    def _describe_state(self, _meta: dict[str, Any]) -> str:
+        instance = self._find()
+        return f"instance {self.id} is {'not recorded yet' if instance is None else status_in_words(instance)}"
 
     @property
     def instance_status(self) -> str:
@@ -128,15 +60,22 @@ class WorkflowHandle(AsyncResult):
     def describe(self) -> Description:
         """Return what the instance is and has come to.  Raises ``UnknownInstance``."""
         instance = self._load()
-        with self._orchestrator.store.read("describe") as connection:
-            return describe(instance, instances.load_attributes(connection, self.id))
+        with self._parts.store.read("describe") as connection:
+            return describe(self._parts.masks, instance, instances.load_attributes(connection, self.id))
 
-    def history(self, run: int | None = None) -> list[HistoryEntry]:
-        """Return the records of a run (``None``: the present one) by ``seq``; an operator's own are below zero."""
+    def history(
+        self, run: int | None = None, *, from_seq: int | None = None, limit: int | None = None
+    ) -> list[HistoryEntry]:
+        """Return the records of a run (``None``: the present one) by ``seq``; an operator's own are below zero.
+
+        Of a long history ``from_seq`` and ``limit`` ask for a part: at most ``limit`` records from that one on.
+        """
         instance = self._load()
         number = instance.run if run is None else run
-        with self._orchestrator.store.read("history") as connection:
-            return [history_entry(row) for row in history.load_rows(connection, self.id, number)]
+        masks = self._parts.masks
+        with self._parts.store.read("history") as connection:
+            rows = history.load_rows(connection, self.id, number, from_seq=from_seq, limit=limit)
+            return [history_entry(masks, row) for row in rows]
 
     def cancel(self, reason: str | None = None, *, terminate: bool = False) -> None:
         """Ask for the instance to be cancelled: ``WorkflowCancelled`` is raised where it waits, and undoes it.
@@ -145,11 +84,33 @@ class WorkflowHandle(AsyncResult):
         and is undone if it took or may have taken effect.  Twice is once.  Raises ``InvalidOperation`` for an instance
         that has ended otherwise, or is past its pivot.
         """
-        self._orchestrator.lifecycle.cancel(self._load(), reason, terminate=terminate)
+        self._parts.lifecycle.cancel(self._load(), reason, terminate=terminate)
 
     def terminate(self, reason: str | None = None) -> None:
         """End the instance where it stands, and its children; nothing is undone."""
-        self._orchestrator.lifecycle.terminate(self._load(), reason)
+        self._parts.lifecycle.terminate(self._load(), reason)
+
+    def revoke(
+        self,
+        connection: Any = None,
+        terminate: bool = False,
+        signal: str | None = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Cancel the instance, or with ``terminate`` terminate it, as Celery's name for it.
+
+        When this returns it is recorded.  Like Celery's, it leaves alone what has ended.  One that no worker has
+        recorded yet is revoked as any task is, by a broadcast to the workers that run, for which the other parameters
+        are.  Raises ``InvalidOperation`` for an instance past its pivot, unless it is terminated.
+        """
+        instance = self._find()
+        if instance is None:
+            super().revoke(connection, terminate, signal, wait, timeout)
+        elif not instance.status.is_final and terminate:
+            self.terminate("revoked")
+        elif not instance.status.is_final:
+            self.cancel("revoked")
 
     def send(
         self,
@@ -161,24 +122,24 @@ class WorkflowHandle(AsyncResult):
         session: CallersSession | None = None,
     ) -> bool:
         """Send a message to the instance; see ``Orchestrator.send``."""
-        return self._orchestrator.send(
+        return orchestrator_of(self.app).send(
             self.id, channel, message, message_id=message_id, missing=missing, session=session
         )
 
     def resume(self) -> None:
         """Give a ``BLOCKED`` instance another try: its blocked steps another attempt, its code another pass."""
-        self._orchestrator.lifecycle.resume(self._load())
+        self._parts.lifecycle.resume(self._load())
 
     def fail_step(self, seq: int) -> None:
         """Let the blocked step ``seq`` raise in the workflow."""
-        self._orchestrator.lifecycle.fail_step(self._load(), seq)
+        self._parts.lifecycle.fail_step(self._load(), seq)
 
     def undo(self) -> None:
         """Run the compensations of a completed instance, last step first; twice is one undo.
 
         It ends ``COMPENSATED``, or ``COMPENSATION_FAILED`` with the list of what could not be undone.
         """
-        self._orchestrator.lifecycle.undo(self._load())
+        self._parts.lifecycle.undo(self._load())
 
     def fork(self, seq: int, instance_id: str | None = None, *, owns_compensations: bool = False) -> WorkflowHandle:
         """Begin a new instance that shares the history before record ``seq``, and goes on from there.
@@ -187,21 +148,21 @@ class WorkflowHandle(AsyncResult):
         not undo them, unless ``owns_compensations`` is set, which only a ``TERMINATED`` instance allows.  Raises
         ``InvalidOperation`` where that history is not whole: a step in it had not settled when ``seq`` was asked for.
         """
-        return self._orchestrator.forks.fork(self._load(), seq, instance_id, owns_compensations)
+        return self._parts.forks.fork(self._load(), seq, instance_id, owns_compensations)
 
     def runs(self) -> list[RunEntry]:
         """Return the runs that have ended in ``recur``, the first one first."""
-        self._load()
-        with self._orchestrator.store.read("runs") as connection:
-            return [run_entry(*row) for row in instances.list_runs(connection, self.id)]
+        workflow, masks = self._load().workflow, self._parts.masks
+        with self._parts.store.read("runs") as connection:
+            return [run_entry(masks, workflow, *row) for row in instances.list_runs(connection, self.id)]
 
     def retry_compensation(self, seq: int) -> None:
         """Run the compensation of step ``seq`` again, which failed or waits for its next attempt.
 
         When the last one that failed has succeeded, ``COMPENSATION_FAILED`` becomes ``COMPENSATED``.
         """
-        self._orchestrator.operator.retry_compensation(self._load(), seq)
+        self._parts.operator.retry_compensation(self._load(), seq)
 
     def skip_compensation(self, seq: int, reason: str) -> None:
         """Take the compensation of step ``seq`` as dealt with by hand; ``reason`` is kept with its record."""
-        self._orchestrator.operator.skip_compensation(self._load(), seq, reason)
+        self._parts.operator.skip_compensation(self._load(), seq, reason)

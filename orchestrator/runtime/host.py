@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from orchestrator.runtime.dispatch import check_arguments
 from orchestrator.runtime.inputs import check_instance_id, encode_input, is_workflow
 from orchestrator.runtime.mail import find_receiver
 from orchestrator.runtime.registry import Registry
-from orchestrator.runtime.running import asking_the_store
+from orchestrator.runtime.running import about_pass, asking_the_store
 from orchestrator.runtime.settings import Settings
 from orchestrator.store.engine import Store
 
@@ -172,10 +172,6 @@ class CeleryHost:
         with asking_the_store():
             return self.known.is_workflow(name)
 
-    def returns_of(self, function: Callable[..., Any]) -> object:
-        """Return the type that a function says it returns."""
-        return codec.annotations_of(function).returns
-
     def perform(
         self, function: Callable[..., Any], args: tuple[Any, ...]
     ) -> tuple[Outcome, Payload | None, Failure | None]:
@@ -208,3 +204,7 @@ class _QuietLogger(logging.LoggerAdapter[logging.Logger]):
 
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - the name is logging's
         return not self._is_replaying() and super().isEnabledFor(level)
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        """Say in each record whose it is, beside what the workflow says."""
+        return msg, {**kwargs, "extra": {**about_pass(), **(kwargs.get("extra") or {})}}

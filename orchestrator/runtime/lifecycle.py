@@ -110,6 +110,7 @@ class Lifecycle:
     def _try_again(self, row: HistoryRow, change: Change) -> None:
         # attempts are counted on, for they are the fence; what they have come to is a matter of the past
         values: dict[str, Any] = {"failures": 0, "lost": 0, "is_timed_out": False, "celery_retries": 0}
+        values["is_revoked"] = False
         if row.timeout_seconds is not None:
             values["timeout_at"] = self.coordinator.later(row.timeout_seconds)
         if row.kind is Kind.CHILD:

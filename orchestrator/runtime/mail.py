@@ -214,7 +214,8 @@ class Postman:
     def _write(self, purpose: str, session: CallersSession | None, insert: Callable[[Connection], T]) -> T:
         """Insert in the caller's transaction, or in one of our own, which is repeated if others were in its way."""
         if session is not None:
-            return insert(callers.connection_of(session, self.store))
+            with callers.writing(session, self.store) as connection:
+                return insert(connection)
 
         def once() -> T:
             with self.store.begin(purpose) as connection:

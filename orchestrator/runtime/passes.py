@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import Connection
 
 from orchestrator import codec
 from orchestrator.core.records import Broken, Decision, State
-from orchestrator.runtime import decisions, settling
+from orchestrator.runtime import decisions, requests, settling
 from orchestrator.runtime.change import Change, Outbox, with_values
+from orchestrator.runtime.logs import about
 from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.transactions import Clock, Transactions, utc_now
 from orchestrator.store import history, mailbox, workers
@@ -23,6 +25,9 @@ from orchestrator.store.history import HistoryRow
 from orchestrator.store.instances import Instance, Status
 from orchestrator.store.mailbox import Mail
 from orchestrator.store.workers import Worker
+
+if TYPE_CHECKING:
+    from orchestrator.runtime.observing import Observers
 
 logger = logging.getLogger("orchestrator")
 
@@ -57,8 +62,9 @@ class Passes(Transactions):
         workflows: Workflows,
         incarnation: Callable[[], str],
         clock: Clock = utc_now,
+        observers: Observers | None = None,
     ) -> None:
-        super().__init__(store, settings, clock)
+        super().__init__(store, settings, clock, observers)
         self.workflows = workflows
         self.incarnation = incarnation
 
@@ -72,14 +78,23 @@ class Passes(Transactions):
             rows[row.seq] = rows.get(row.seq, row).changed(values)
         seen = with_values(instance, change.instance)
         mail = mailbox.load_taken(connection, instance.id, instance.run) if seen.mail else []
-        decision = self.workflows.decide(seen, list(rows.values()), mail)
+        decision = self._decide(seen, list(rows.values()), mail, change)
         decisions.apply_decision(self, connection, seen, rows, mail, decision, change)
+
+    def _decide(self, instance: Instance, rows: list[HistoryRow], mail: list[Mail], change: Change) -> Decision:
+        begun_at = time.monotonic()
+        decision = self.workflows.decide(instance, rows, mail)
+        if self.observers is not None:
+            # told with the rest after the commit: here the instance may be locked
+            seconds = time.monotonic() - begun_at
+            change.outbox.notices += self.observers.note_pass(instance, seconds, len(rows))
+        return decision
 
     def advance(self, instance_id: str, generation: str) -> Outbox:
         """Make the pass that an instance owes.  A second message for the same pass finds nothing to do."""
-        begun = self._count_pass(instance_id, generation)
+        begun, outbox = self._count_pass(instance_id, generation)
         if begun is None or begun.pass_due_at is None:
-            return Outbox()
+            return outbox
 
         def prepare(connection: Connection, instance: Instance) -> Change | None:
             if instance.pass_due_at is None or not instance.may_pass:
@@ -93,7 +108,7 @@ class Passes(Transactions):
         except Exception as error:
             if is_transient(error):
                 raise
-            logger.exception("%s: what its pass decided cannot be written", instance_id)
+            logger.exception("%s: what its pass decided cannot be written", instance_id, extra=about(instance_id))
             return self._refuse_for(instance_id, generation, error)
 
     def _refuse_for(self, instance_id: str, generation: str, error: Exception) -> Outbox:
@@ -138,7 +153,7 @@ class Passes(Transactions):
     def list_refused(instance: Instance) -> list[str]:
         return list(json.loads(instance.refused)) if instance.refused else []
 
-    def _count_pass(self, instance_id: str, generation: str) -> Instance | None:
+    def _count_pass(self, instance_id: str, generation: str) -> tuple[Instance | None, Outbox]:
         """Count a pass before it is made; at the cap the instance is blocked: running its code kills the process."""
         found: Instance | None = None
 
@@ -149,6 +164,11 @@ class Passes(Transactions):
             if not is_owed:
                 return None
             change = Change()
+            if requests.has_expired(instance, self.clock()):
+                requests.expire(self, instance, change)
+                return change
+            if not instance.may_begin(self.clock()):
+                return None  # whatever rang the bell: its eta has not come
             if not self.workflows.knows(instance.workflow):
                 self._pass_on(connection, instance, change)
                 return change
@@ -162,8 +182,8 @@ class Passes(Transactions):
             found = with_values(instance, change.instance)
             return change
 
-        self.transact("count-pass", instance_id, generation, prepare)
-        return found
+        outbox = self.transact("count-pass", instance_id, generation, prepare)
+        return found, outbox
 
     def first_dispatch(
         self, timeout_seconds: float | None, options: Mapping[str, Any], *, is_foreign: bool = False
@@ -177,7 +197,8 @@ class Passes(Transactions):
             begins_at = now + timedelta(seconds=float(options["countdown"]))
         is_now = begins_at <= now
         publish_at = self._next_publication(now, is_foreign) if is_now else begins_at
-        expires_at = _expiry(options.get("expires"), now)
+        # that of a foreign step goes with its message: nobody here is told when it begins
+        expires_at = None if is_foreign and is_now else _expiry(options.get("expires"), now)
         timeout_at = None if timeout_seconds is None else max(begins_at, now) + timedelta(seconds=timeout_seconds)
         return {
             "state": State.SCHEDULED,

@@ -62,6 +62,11 @@ class Registry:
         self._resolve()
         return self._compensations.get(task_name)
 
+    def list_compensations(self) -> dict[str, str]:
+        """Return the names of tasks and of what undoes them."""
+        self._resolve()
+        return {name: each.task.name for name, each in self._compensations.items()}
+
     def find_plan(self, task_name: str) -> Compensation | None:
         """Return the compensation registered for a task, as it is recorded with a step."""
         registered = self.find_compensation(task_name)

@@ -39,6 +39,10 @@ def request_cancel(passes: Passes, instance: Instance, change: Change, reason: s
     """Note a cancellation, unless one is noted already or there is nothing left to cancel."""
     if instance.status.is_final or instance.is_past_pivot or instance.cancel_order is not None:
         return
+    begins_at = instance.run_started_at if instance.started_at is None else None
+    if begins_at is not None and begins_at > passes.clock():
+        _cancel_unbegun(passes, instance, change, reason or "it was cancelled before it began")
+        return
     order, at = _number(passes, instance, change)
     change.instance.update(cancel_order=order, cancel_at=at, cancel_reason=reason)
     _owe_pass(passes, instance, change)
@@ -47,11 +51,30 @@ def request_cancel(passes: Passes, instance: Instance, change: Change, reason: s
 def pass_deadline(passes: Passes, instance: Instance, change: Change) -> None:
     """Note that the deadline has passed: the same path as a cancellation."""
     change.instance["deadline_at"] = None
+    if has_expired(instance, passes.clock()):
+        expire(passes, instance, change)
+        return
     if instance.status.is_final or instance.is_past_pivot or instance.deadline_order is not None:
         return
     order, at = _number(passes, instance, change)
     change.instance.update(deadline_order=order, deadline_passed_at=at)
     _owe_pass(passes, instance, change)
+
+
+def has_expired(instance: Instance, now: datetime) -> bool:
+    """Tell whether an instance was to have begun by now: until it begins, its deadline is its expiry."""
+    is_over = instance.deadline_at is not None and instance.deadline_at <= now
+    return is_over and instance.started_at is None and not instance.status.is_final
+
+
+def expire(passes: Passes, instance: Instance, change: Change) -> None:
+    """End an instance that has expired before it began, as Celery revokes such a task."""
+    _cancel_unbegun(passes, instance, change, "it expired before it began")
+
+
+def _cancel_unbegun(passes: Passes, instance: Instance, change: Change, reason: str) -> None:
+    failure = Failure("orchestrator.errors.WorkflowCancelled", (), reason)
+    end(passes, instance, change, Status.CANCELLED, failure=codec.dump(failure))
 
 
 def request_undo(passes: Passes, instance: Instance, change: Change, waiting: StepKey | None) -> None:

@@ -5,6 +5,7 @@ In many short transactions: nobody who needs a store that is being purged has to
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -51,6 +52,26 @@ class Retention:
             total += count
         return total
 
+    def count(self, older_than: timedelta | datetime, statuses: str | Iterable[str] | None) -> int:
+        """Return how many instances ``purge`` would delete if nothing changed until then."""
+        criteria = Criteria(_read_instant(older_than, self.clock()), _read_final(statuses))
+        parents: dict[str, str | None] = {}
+        after: Ended | None = None
+        while True:
+            page, found = self.store.retrying(
+                functools.partial(self._find_done_with, criteria, after), patience_seconds=CALL_PATIENCE_SECONDS
+            )
+            parents |= found
+            if len(page) < BATCH:
+                return sum(_goes(each, parents) for each in parents)
+            after = page[-1]
+
+    def _find_done_with(self, criteria: Criteria, after: Ended | None) -> tuple[list[Ended], dict[str, str | None]]:
+        with self.store.read("count-purgeable") as connection:
+            page = purging.list_ended(connection, criteria, after, BATCH)
+            ids = [each.instance_id for each in page]
+            return page, dict(purging.list_done_with(connection, criteria, ids)) if ids else {}
+
     def purge_expired(self) -> None:
         """Purge what is past the retention set, for a moment; the next call goes on from there."""
         retention = self.settings.retention
@@ -94,6 +115,16 @@ class Retention:
                 return purging.purge_instances(connection, criteria, batch, self.clock())
 
         return self.store.retrying(once, patience_seconds=patience_seconds)
+
+
+def _goes(instance_id: str, parents: Mapping[str, str | None]) -> bool:
+    """Tell whether all the ancestors of an instance that are there go as well."""
+    each: str | None = instance_id
+    while each is not None:
+        if each not in parents:
+            return False
+        each = parents[each]
+    return True
 
 
 def _batches(sizes: Mapping[str, int]) -> Iterator[list[str]]:

@@ -16,11 +16,14 @@ from orchestrator.core.host import Host
 from orchestrator.core.records import Broken, Decision, Failed
 from orchestrator.core.replay import decide
 from orchestrator.runtime.passes import WorkflowOptions
-from orchestrator.store.history import HistoryRow, as_history
+from orchestrator.store.history import HistoryRow
 from orchestrator.store.instances import Instance
 from orchestrator.store.mailbox import Mail
+from orchestrator.store.past import as_history
 
 _in_pass: ContextVar[bool] = ContextVar("orchestrator_in_pass", default=False)
+#: Of what instance a pass is made, for lines of its log.
+_about: ContextVar[dict[str, Any]] = ContextVar("orchestrator_pass_about")
 #: What went wrong while the present pass asked the store for something.
 _trouble: ContextVar[list[BaseException]] = ContextVar("orchestrator_trouble")
 
@@ -61,7 +64,7 @@ class RegisteredWorkflows:
             failure = codec.describe_error(error)
             # before the first step it is the input that is wrong; later on it is the deploy that no longer takes it
             return Decision(Broken(failure) if history.records else Failed(failure, undone=False))
-        with _inside_pass() as trouble:
+        with _inside_pass(instance) as trouble:
             try:
                 return decide(task.function, tuple(args), kwargs, history, self.host)
             finally:
@@ -70,13 +73,20 @@ class RegisteredWorkflows:
 
 
 @contextmanager
-def _inside_pass() -> Iterator[list[BaseException]]:
+def _inside_pass(instance: Instance) -> Iterator[list[BaseException]]:
     token, trouble = _in_pass.set(True), _trouble.set([])
+    about = _about.set({"instance_id": instance.id, "workflow": instance.workflow, "run": instance.run})
     try:
         yield _trouble.get()
     finally:
+        _about.reset(about)
         _in_pass.reset(token)
         _trouble.reset(trouble)
+
+
+def about_pass() -> dict[str, Any]:
+    """Return what a line of the log is about that is written in a pass."""
+    return _about.get({})
 
 
 class PassInterrupted(BaseException):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.errors import ConfigurationError
+from orchestrator.runtime import django_store
 
 PREFIX = "orchestrator_"
 
@@ -31,6 +32,9 @@ class Settings(BaseModel):
     max_pass_attempts: Annotated[int, Field(ge=1)] = 3
     retention: Annotated[timedelta, Field(gt=timedelta(0), le=timedelta(days=36500))] | None = None
     max_payload_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
+    mask: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    signals: Literal["auto", "always"] = "auto"
+    slow_replay: Seconds = 1.0
 
     @classmethod
     def read(cls, conf: Mapping[str, Any], options: Mapping[str, Any]) -> Settings:
@@ -47,12 +51,14 @@ class Settings(BaseModel):
             raise ConfigurationError(f"the setting {name} cannot be {first['input']!r}: {first['msg']}") from error
 
     def require_store(self) -> str:
+        """Return the URL of the store; raises ``ConfigurationError`` if there is none."""
         if self.store is None:
             raise ConfigurationError(
                 "no store is set; give Orchestrator(app, store=…) or set orchestrator_store, "
                 "for example to sqlite:///sagas.db or postgresql+psycopg://localhost/shop"
             )
-        return self.store
+        alias = django_store.find_alias(self.store)
+        return self.store if alias is None else django_store.url_of(alias)
 
 
 def _refuse_unknown(conf: Mapping[str, Any], known: set[str]) -> None:

@@ -44,6 +44,7 @@ class Settlements(Passes):
             "state": State.SCHEDULED,
             "dispatch": row.dispatch + 1,
             "publications": 1 if is_now else 0,
+            "dispatched_at": now if is_now else None,
             "publish_at": publish_at,
             "due_at": earliest(publish_at, row.timeout_at),
         }
@@ -117,7 +118,9 @@ class Settlements(Passes):
                 self.let_go(change, held)
         if row.seq < 0:
             settling.conclude_repair(connection, instance, change, settled)
-        elif waiting == 0 and instance.waiting > 0 and instance.may_pass:
+        elif instance.may_pass and (
+            (waiting == 0 and instance.waiting > 0) or settling.frees_cancellation(instance, settled)
+        ):
             # after a lost attempt the pass is a message of its own: a pass that kills its process is then counted
             self.make_pass(connection, instance, change, inline=makes_pass and row.lost == 0)
         return change
@@ -153,7 +156,7 @@ class Settlements(Passes):
         result = report.result if report.outcome is Outcome.SUCCEEDED else None
         return self.settle(connection, parent, row, values, report.outcome, result, report.failure, makes_pass=False)
 
-    def start_child(self, key: StepKey, dispatch: int, queue: str | None) -> HistoryRow | None:
+    def start_child(self, key: StepKey, dispatch: int, queue: str | None) -> tuple[HistoryRow | None, Outbox]:
         """Begin the life of the child that a record asks for; ``None`` where it has begun, or is not to begin."""
         begun: HistoryRow | None = None
 
@@ -175,8 +178,8 @@ class Settlements(Passes):
             begun = row
             return change
 
-        self.transact("start-child", key.instance_id, key.generation, prepare)
-        return begun
+        outbox = self.transact("start-child", key.instance_id, key.generation, prepare)
+        return begun, outbox
 
     def end_child_unbegun(self, key: StepKey, failure: Failure) -> Outbox:
         """Settle a record whose child cannot be started."""

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from orchestrator import codec
 from orchestrator.core.attempts import AttemptDoubtful, AttemptLost, AttemptSucceeded, Ended
-from orchestrator.core.records import Broken, Diverged, Failure, Kind, NotUndone, Outcome, State, Wake
+from orchestrator.core.records import Broken, Diverged, Failure, Kind, NotUndone, Outcome, Role, State, Wake
 from orchestrator.runtime.change import Change, with_values
 from orchestrator.store import history
 from orchestrator.store.history import HistoryRow, StepKey
@@ -56,6 +56,12 @@ def frees_place(instance: Instance, row: HistoryRow, outcome: Outcome | None) ->
     return outcome is Outcome.SUCCEEDED and instance.waiting > 0
 
 
+def frees_cancellation(instance: Instance, settled: HistoryRow) -> bool:
+    """Tell whether a cancellation may be raised now that has waited for the pivot, whatever else is waited for."""
+    has_failed = settled.role is Role.PIVOT and settled.outcome is not Outcome.SUCCEEDED
+    return has_failed and (instance.cancel_order is not None or instance.deadline_order is not None)
+
+
 def count_attempt(instance: Instance, cap: int, due_at: datetime) -> dict[str, Any]:
     """Return the columns of an instance of which a pass is about to begin, or which has had too many."""
     if instance.pass_attempts < cap:
@@ -82,7 +88,7 @@ def explain(ending: Diverged | Broken) -> str:
         failure = ending.failure
         return (
             f"the workflow function raised {failure.type}: {failure.message}; nothing was undone: deploy code that "
-            f"does not, and it goes on\n{failure.traceback or ''}"
+            f"does not raise that, and it goes on\n{failure.traceback or ''}"
         )
     return (
         f"step {ending.seq}: history has {ending.recorded!r}, the workflow asked for {ending.requested!r}; deploy code "
@@ -135,7 +141,8 @@ def settle_by_clock(row: HistoryRow, now: datetime) -> tuple[dict[str, Any], Out
             # the attempt may be alive: it keeps its claim, and nothing is retried or undone before it has ended
             return {"state": State.TIMED_OUT, "is_timed_out": True, "due_at": None}, Outcome.UNKNOWN, failure
         return settled, outcome_unbegun(row), failure
-    if row.state is State.SCHEDULED and row.expires_at is not None and row.expires_at <= now:
+    is_elsewhere = row.is_foreign and row.publications > 0  # whether it has begun there, nobody can say
+    if row.state is State.SCHEDULED and not is_elsewhere and row.expires_at is not None and row.expires_at <= now:
         failure = codec.dump(Failure("orchestrator.errors.StepWithdrawn", (), "it expired before it began"))
         return settled, outcome_unbegun(row), failure
     return None

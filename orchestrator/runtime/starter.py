@@ -6,28 +6,27 @@ import functools
 import logging
 import secrets
 import uuid
-from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from celery.canvas import Signature
-from celery.utils.functional import maybe_list
 from kombu.exceptions import KombuError
 from sqlalchemy import exc
 
 from orchestrator import codec, errors
-from orchestrator.core.records import Payload
-from orchestrator.runtime import callers, finishing, running
+from orchestrator.core.records import Failure, Payload
+from orchestrator.runtime import callers, kept, running
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.dispatch import START_HEADER, Dispatcher
 from orchestrator.runtime.handle import WorkflowHandle
 from orchestrator.runtime.inputs import check_instance_id
+from orchestrator.runtime.logs import about
 from orchestrator.runtime.running import RegisteredWorkflows
 from orchestrator.runtime.workflow import WorkflowTask
 from orchestrator.store import instances, purging
 from orchestrator.store.engine import is_transient
-from orchestrator.store.instances import Instance
+from orchestrator.store.instances import Instance, Status
 
 if TYPE_CHECKING:
     from orchestrator.runtime.callers import CallersSession
@@ -53,6 +52,8 @@ class NewInstance:
     queue: str | None
     arguments: Payload
     request: Payload
+    begins_at: datetime | None = None
+    expires_at: datetime | None = None
 
 
 class Starter:
@@ -77,20 +78,23 @@ class Starter:
         if on_conflict not in ("return", "raise"):
             raise errors.InvalidOperation(f"on_conflict is {on_conflict!r}; it is 'return' or 'raise'")
         task = self._workflow_of(signature)
-        task.check_not_eager()
         running.check_outside_of_passes(task.name)
         instance_id = check_instance_id(instance_id) if instance_id is not None else str(uuid.uuid4())
         text = task.encode_input(tuple(signature.args), signature.kwargs)
-        options = {key: value for key, value in signature.options.items() if key != "task_id"}
-        links = {"callbacks": maybe_list(options.get("link")), "errbacks": maybe_list(options.get("link_error"))}
-        request = codec.encode({name: value for name, value in links.items() if value}, "the callbacks")
+        now = self.coordinator.clock()
+        request, how = kept.of_options(
+            self.dispatcher.app, task, instance_id, signature.options, now, self.coordinator.instrumentation.carry()
+        )
         generation = secrets.token_hex(8)
-        queue = self.dispatcher.workflow_queue(task.name, options)
-        new = NewInstance(instance_id, generation, task.name, queue, text, request)
+        queue = self.dispatcher.workflow_queue(task.name, how.options)
+        new = NewInstance(instance_id, generation, task.name, queue, text, request, how.begins_at, how.expires_at)
         if not self._insert(new, session, may_be_purged=True):
             existing = self._existing(instance_id, task.name, text, on_conflict, session)
             return task.AsyncResult(existing.id)
-        publish = functools.partial(self.publish, instance_id, generation, task.name, text, options)
+        if how.begins_at is not None and how.begins_at > now:
+            # not with an eta, which a broker may lose, or deliver time and again: the poller publishes it then
+            return task.AsyncResult(instance_id)
+        publish = functools.partial(self.publish, instance_id, generation, task.name, text, how.options)
         if session is None:
             publish()
         else:
@@ -101,20 +105,16 @@ class Starter:
         self, instance_id: str, generation: str, workflow: str, text: str, options: dict[str, Any]
     ) -> WorkflowHandle:
         """Publish the start task of an instance that is recorded; if the broker is away, the poller does."""
-        args, kwargs = codec.plain_arguments(text)
-        headers = {**options.get("headers", {}), START_HEADER: {"generation": generation}}
-        options = {**options, "headers": headers, "task_id": instance_id}
-        app, task = self.dispatcher.app, self.workflows.find(workflow)
         try:
-            if task is None:
-                app.send_task(workflow, args, kwargs, **options)
-            else:
-                task.apply_async(args, kwargs, **options)
+            self.dispatcher.publish_start(instance_id, generation, workflow, text, options)
         except (OSError, KombuError) as error:
-            logger.warning("%s is recorded, but could not be published; the poller will: %r", instance_id, error)
-        return WorkflowHandle(instance_id, app=app, task_name=workflow)
+            unpublished = "%s is recorded, but could not be published; the poller will: %r"
+            logger.warning(unpublished, instance_id, error, extra=about(instance_id))
+        return WorkflowHandle(instance_id, app=self.dispatcher.app, task_name=workflow)
 
     def _workflow_of(self, signature: Any) -> WorkflowTask:
+        if getattr(signature, "is_workflow", False):
+            raise errors.InvalidOperation(f"{signature.name} is a workflow; give its signature: {signature.name}.s(…)")
         if not isinstance(signature, Signature):
             raise errors.UnknownWorkflow(repr(signature))
         task = self.workflows.find(signature.task)
@@ -123,14 +123,21 @@ class Starter:
         found: WorkflowTask = task
         return found
 
-    def _insert(self, new: NewInstance, session: CallersSession | None = None, *, may_be_purged: bool) -> bool:
+    def _insert(
+        self,
+        new: NewInstance,
+        session: CallersSession | None = None,
+        *,
+        may_be_purged: bool,
+        values: dict[str, Any] | None = None,
+    ) -> bool:
         """Record an instance; return ``False`` if its id is taken.  Raises ``Purged`` unless it ``may_be_purged``."""
-        own = None if session is None else callers.connection_of(session, self.store)
         now = self.coordinator.clock()
         # what is not told of its commit is not published by it: the poller finds it due
         is_published = session is None or callers.tells_of_commits(session)
+        begins_at = new.begins_at if new.begins_at is not None and new.begins_at > now else None
         grace = timedelta(seconds=self.coordinator.settings.publish_grace if is_published else 0.0)
-        with self.store.begin("start") if own is None else nullcontext(own) as connection:
+        with self.store.begin("start") if session is None else callers.writing(session, self.store) as connection:
             is_new = instances.insert_instance(
                 connection,
                 instance_id=new.instance_id,
@@ -140,7 +147,9 @@ class Starter:
                 arguments=new.arguments,
                 request=new.request,
                 now=now,
-                pass_due_at=now + grace,
+                pass_due_at=now + grace if begins_at is None else begins_at,
+                # until it begins, its deadline is its expiry
+                values={"run_started_at": begins_at, "deadline_at": new.expires_at, **(values or {})},
             )
             if is_new and may_be_purged:
                 purging.forget_purged(connection, new.instance_id)
@@ -155,7 +164,8 @@ class Starter:
         existing = None
         if session is not None:
             # it may be the caller's own, which nobody else sees yet
-            existing = instances.find_instance(callers.connection_of(session, self.store), instance_id)
+            with callers.writing(session, self.store) as connection:
+                existing = instances.find_instance(connection, instance_id)
         if existing is None:
             # or another's, younger than what the caller's transaction sees
             with self.store.read("start") as connection:
@@ -183,7 +193,8 @@ class Starter:
         except (exc.SQLAlchemyError, errors.StoreUnreachable) as error:
             if not is_transient(error):
                 raise
-            logger.warning("%s: the store is away, will be tried again: %r", request.id, error)
+            extra = about(request.id)
+            logger.warning("%s: the store is away, will be tried again: %r", request.id, error, extra=extra)
             raise task.retry(
                 exc=error, countdown=START_DELAY_POLLS * settings.poll_interval, max_retries=None
             ) from error
@@ -192,31 +203,55 @@ class Starter:
                 "%s was purged: its start message came late or again, and is dropped; only orchestrator.start() uses "
                 "the id again",
                 request.id,
+                extra=about(request.id),
             )
             return
         try:
             self.dispatcher.deliver(self.coordinator.advance(request.id, generation))
         except Exception:
             # it is recorded, and its pass is owed: were this task to fail, Celery would take the workflow for failed
-            logger.exception("%s: its first pass could not be made, and will be tried again", request.id)
+            owed = "%s: its first pass could not be made, and will be tried again"
+            logger.exception(owed, request.id, extra=about(request.id))
 
     def _record(self, task: WorkflowTask, request: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         header = getattr(request, START_HEADER, None)
         if header is not None:
             return str(header["generation"])
+        new = self._read_request(task, request, args, kwargs)
+        if self._insert(new, may_be_purged=False):
+            return new.generation
+        with self.store.read("start") as connection:
+            existing = instances.find_instance(connection, new.instance_id)
+            if existing is None and purging.is_purged(connection, new.instance_id):
+                raise Purged
+        if existing is None or (existing.workflow, existing.input) != (task.name, new.arguments):
+            raise errors.InstanceExists(new.instance_id, "with other input; this start is dropped")
+        return existing.generation
+
+    def _read_request(
+        self, task: WorkflowTask, request: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> NewInstance:
         instance_id = check_instance_id(request.id)
         text = codec.encode_arguments(tuple(args), kwargs, f"the input of {task.name}", None)
-        generation = secrets.token_hex(8)
         queue = self.dispatcher.queue_bound_to(request.delivery_info or {}) or self.dispatcher.workflow_queue(
             task.name, {}
         )
-        new = NewInstance(instance_id, generation, task.name, queue, text, finishing.request_of(request))
-        if self._insert(new, may_be_purged=False):
-            return generation
-        with self.store.read("start") as connection:
-            existing = instances.find_instance(connection, instance_id)
-            if existing is None and purging.is_purged(connection, instance_id):
-                raise Purged
-        if existing is None or (existing.workflow, existing.input) != (task.name, text):
-            raise errors.InstanceExists(instance_id, "with other input; this start is dropped")
-        return existing.generation
+        request_text = kept.of_message(self.dispatcher.app, request)
+        return NewInstance(instance_id, secrets.token_hex(8), task.name, queue, text, request_text)
+
+    def record_unbegun(self, task: WorkflowTask, request: Any, status: Status, failure: Failure) -> bool:
+        """Record as ended an instance whose start message will never be run; ``False``: its id is taken.
+
+        Celery has been told: it was Celery that dropped the message.
+        """
+        new = self._read_request(task, request, tuple(request.args or ()), dict(request.kwargs or {}))
+        ended = {
+            "status": status,
+            "failure": codec.dump(failure),
+            "pass_due_at": None,
+            "ended_at": self.coordinator.clock(),
+        }
+        try:
+            return self._insert(new, may_be_purged=False, values=ended)
+        except Purged:
+            return True  # a late message of an instance that has come and gone

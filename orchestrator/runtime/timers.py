@@ -58,11 +58,11 @@ class Timers:
                 due = timers.list_due_instances(connection, self.transactions.clock(), BATCH, passed_over)
             if due:
                 # a poller beside this one fires the timers of what it has locked: the next batch is another
-                passed_over |= set(due) - self._fire_timers_of(sorted(set(due)))
+                passed_over |= set(due) - self.fire_timers_of(sorted(set(due)))
             if len(due) < BATCH:
                 return
 
-    def _fire_timers_of(self, instance_ids: list[str]) -> set[str]:
+    def fire_timers_of(self, instance_ids: list[str]) -> set[str]:
         """Fire what is due in these instances, a batch at most; return those of them that could be locked."""
         locked, fired = self.store.retrying(
             lambda: self._fire_batch(instance_ids), patience_seconds=POLLER_PATIENCE_SECONDS

@@ -30,6 +30,7 @@ from orchestrator.errors import ConfigurationError, TransactionEnded
 from orchestrator.runtime.change import Change, Outbox
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.dispatch import Dispatcher, begins_step
+from orchestrator.runtime.logs import about
 from orchestrator.store.engine import Store, is_rolled_back, is_transient
 from orchestrator.store.history import HistoryRow
 
@@ -171,7 +172,9 @@ def follow(coordinator: Coordinator, dispatcher: Dispatcher, outbox: Outbox) -> 
             if not is_transient(error):
                 raise
             # it is settled, and the pass recorded as owed: the task must not fail for what comes after it
-            logger.warning("%s: the pass after its step is left to the poller: %r", owed.id, error)
+            logger.warning(
+                "%s: the pass after its step is left to the poller: %r", owed.id, error, extra=about(owed.id)
+            )
         else:
             dispatcher.deliver(following)
 

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
 
 from orchestrator.runtime import settling
 from orchestrator.runtime.change import Change, Outbox, Report
+from orchestrator.runtime.instrumentation import Instrumentation
 from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.writing import write
 from orchestrator.store import instances
 from orchestrator.store.engine import Conflict, Store
 from orchestrator.store.instances import Instance
+
+if TYPE_CHECKING:
+    from orchestrator.runtime.observing import Observers
 
 Clock = Callable[[], datetime]
 
@@ -29,10 +34,18 @@ def utc_now() -> datetime:
 class Transactions:
     """Changes instances, one transaction for each change."""
 
-    def __init__(self, store: Store, settings: Settings, clock: Clock = utc_now) -> None:
+    def __init__(
+        self, store: Store, settings: Settings, clock: Clock = utc_now, observers: Observers | None = None
+    ) -> None:
         self.store = store
         self.settings = settings
         self.clock = clock
+        self.observers = observers
+
+    @property
+    def instrumentation(self) -> Instrumentation:
+        """What is told of things while they happen."""
+        return Instrumentation() if self.observers is None else self.observers.instrumentation
 
     def transact(
         self,
@@ -105,6 +118,8 @@ class Transactions:
     def _write(self, connection: Connection, instance: Instance, change: Change) -> Outbox:
         now = self.clock()
         write(connection, instance, change, now, self.settings.publish_grace)
+        if self.observers is not None:
+            change.outbox.notices += self.observers.note(connection, instance, change, now)
         if change.report is not None:
             # child before parent: whoever holds a parent's lock never waits for a child's
             change.outbox.extend(self._report(connection, change.report))

@@ -6,19 +6,17 @@ import functools
 import inspect
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery.app.task import Task
 from celery.exceptions import Ignore
+from celery.result import EagerResult
 
 from orchestrator import codec, errors
 from orchestrator.runtime import softlimit
 from orchestrator.runtime.handle import WorkflowHandle
 from orchestrator.runtime.inputs import check_instance_id, encode_input
 from orchestrator.runtime.owner import orchestrator_of
-
-if TYPE_CHECKING:
-    pass
 
 
 class WorkflowTask(Task):
@@ -42,21 +40,38 @@ class WorkflowTask(Task):
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> WorkflowHandle:
         """Send the workflow's start task; arguments of any kind that the codec knows are refused or taken here."""
-        self.check_not_eager()
         if options.get("task_id") is not None:
             check_instance_id(options["task_id"])
+        orchestrator = orchestrator_of(self._get_app())
+        if orchestrator.is_eager:
+            return orchestrator.eager.delay(self, args, kwargs, options)
         text = self.encode_input(tuple(args or ()), dict(kwargs or {}))
         plain_args, plain_kwargs = codec.plain_arguments(text)
+        options = {**orchestrator.masks.representations(self.name, plain_args, plain_kwargs), **options}
         handle: WorkflowHandle = super().apply_async(plain_args, plain_kwargs, **options)
         return handle
 
-    def apply(self, *_args: Any, **_kwargs: Any) -> Any:
-        """Refuse to run here and now."""
-        raise errors.EagerModeUnsupported(self.name)
+    def delay_on_commit(self, *args: Any, **kwargs: Any) -> None:
+        """Call ``delay`` when Django's transaction has committed; needs Django."""
+        self.apply_async_on_commit(args, kwargs)
 
-    def check_not_eager(self) -> None:
-        if self._get_app().conf.task_always_eager:
-            raise errors.EagerModeUnsupported(self.name)
+    def apply_async_on_commit(self, args: Any = None, kwargs: Any = None, **options: Any) -> None:
+        """Call ``apply_async`` when Django's transaction has committed, as every Celery task does under Django.
+
+        Bad input is refused at the call.  It is lost if the process ends between the commit and the message;
+        ``orchestrator.start(…, session=connection)`` is not.
+        """
+        from django.db import transaction
+
+        self.encode_input(tuple(args or ()), dict(kwargs or {}))
+        transaction.on_commit(functools.partial(self.apply_async, args, kwargs, **options))
+
+    def apply(self, args: Any = None, kwargs: Any = None, throw: bool | None = None, **options: Any) -> EagerResult:
+        """Run an instance here and now, to its end: its steps in this process, its timers without waiting.
+
+        Raises ``EagerModeStuck`` for one that waits for what nobody here can bring: a message, or an operator.
+        """
+        return orchestrator_of(self._get_app()).eager.apply(self, args, kwargs, throw, options)
 
     def encode_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """Return the input as it is recorded: bound to the function's parameters, checked against its annotations."""

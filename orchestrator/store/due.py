@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import ColumnElement, Connection, func, select, update
 
 from orchestrator.core.records import Kind, State
-from orchestrator.store.history import Claimant, HistoryRow, StepKey, list_rows
+from orchestrator.store.history import Claimant, HistoryRow, StepKey, list_rows, own_row
 from orchestrator.store.tables import finish, history, instance, message, outbox, worker
 
 _OPEN = (State.RUNNING, State.TIMED_OUT)
@@ -28,7 +28,7 @@ class DueRecord:
     due_at: datetime
 
 
-def list_due_records(connection: Connection, now: datetime, limit: int) -> list[DueRecord]:
+def list_due_records(connection: Connection, now: datetime, limit: int, *which: ColumnElement[bool]) -> list[DueRecord]:
     """Return what is due one by one: all but timers."""
     columns = (
         history.c.instance_id,
@@ -42,7 +42,7 @@ def list_due_records(connection: Connection, now: datetime, limit: int) -> list[
         history.c.timeout_at,
         history.c.due_at,
     )
-    due = (history.c.due_at <= now, history.c.kind != Kind.TIMER)
+    due = (history.c.due_at <= now, history.c.kind != Kind.TIMER, *which)
     statement = select(*columns).where(*due).order_by(history.c.due_at).limit(limit)
     return [
         DueRecord(StepKey(r[0], r[1], r[2], r[3]), Kind(r[4]), State(r[5]), r[6], r[7], r[8], r[9])
@@ -71,37 +71,31 @@ def postpone_publication(
     """Take the publication of a scheduled record on; ``False`` if another poller did, or it was claimed."""
     if row.is_foreign:
         # nobody claims it, so it is published once; a record that stayed due would keep others from their turn
-        moments = [moment for moment in (row.expires_at, row.timeout_at) if moment is not None]
-        values: dict[str, Any] = {"publish_at": None, "due_at": min(moments, default=None)}
+        # its expiry goes with the message
+        values: dict[str, Any] = {"publish_at": None, "expires_at": None, "due_at": row.timeout_at}
     else:
         values = {"publish_at": publish_at, "due_at": due_at}
-    statement = update(history).where(
-        history.c.instance_id == row.instance_id,
-        history.c.run == row.run,
-        history.c.seq == row.seq,
-        history.c.generation == row.generation,
-        history.c.state == State.SCHEDULED,
-        history.c.dispatch == row.dispatch,
-        history.c.publications == row.publications,
-    )
     values |= {"publications": row.publications + 1, "dispatched_at": dispatched_at}
-    return connection.execute(statement.values(**values)).rowcount == 1
+    return _change_publication(connection, row, row.publications, values)
 
 
 def take_back_publication(
     connection: Connection, row: HistoryRow, publish_at: datetime, due_at: datetime | None
 ) -> None:
     """Undo ``postpone_publication`` of ``row``: its message could not be sent."""
+    values = {"publications": row.publications, "publish_at": publish_at, "due_at": due_at}
+    _change_publication(connection, row, row.publications + 1, values)
+
+
+def _change_publication(connection: Connection, row: HistoryRow, publications: int, values: dict[str, Any]) -> bool:
+    """Change a record that is still to be claimed and was published so often; tell whether it was."""
     statement = update(history).where(
-        history.c.instance_id == row.instance_id,
-        history.c.run == row.run,
-        history.c.seq == row.seq,
-        history.c.generation == row.generation,
+        *own_row(row.key),
         history.c.state == State.SCHEDULED,
         history.c.dispatch == row.dispatch,
-        history.c.publications == row.publications + 1,
+        history.c.publications == publications,
     )
-    connection.execute(statement.values(publications=row.publications, publish_at=publish_at, due_at=due_at))
+    return connection.execute(statement.values(**values)).rowcount == 1
 
 
 def find_next_due(connection: Connection) -> datetime | None:

@@ -100,6 +100,12 @@ class Store:
         """Migrate the schema, if that has not been done; where it is current nothing is written."""
         self._ready_engine()
 
+    def migrate_now(self) -> None:
+        """Migrate the schema, also where that is not done at first use (``migrate=False``)."""
+        engine = self._ready_engine()
+        with guard.inside():
+            migrations.upgrade(engine)
+
     @contextmanager
     def lent(self) -> Iterator[None]:
         """Have a write transaction of this store used by other people's code; opened by us, it is theirs to wait for.
@@ -143,8 +149,10 @@ class Store:
         limit = self.idle_limit_seconds
         if self.backend == "postgresql":
             options["connect_args"] = _postgresql_arguments(self.url, limit)
-            return create_engine(self.url, **options)
-        engine = create_engine(self.url, connect_args=_mysql_arguments(), pool_recycle=1800, **options)
+            return create_engine(self.url, hide_parameters=True, **options)
+        engine = create_engine(
+            self.url, connect_args=_mysql_arguments(), pool_recycle=1800, hide_parameters=True, **options
+        )
         event.listen(engine, "connect", lambda connection, _record: _limit_mysql_session(connection, limit))
         return engine
 
@@ -253,7 +261,7 @@ if hasattr(os, "register_at_fork"):
 
 def _sqlite_engine(url: Any, max_overflow: int) -> Engine:
     arguments = {"timeout": 60, "check_same_thread": False}
-    engine = create_engine(url, connect_args=arguments, max_overflow=max_overflow)
+    engine = create_engine(url, connect_args=arguments, max_overflow=max_overflow, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def set_up(connection: Any, _record: Any) -> None:

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, exists, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, exists, insert, or_, select, update
 
 from orchestrator import codec
 from orchestrator.core.records import (
-    AttemptEnded,
-    CancelRequested,
-    Compensation,
-    Event,
-    Failure,
-    History,
     Kind,
-    MessageTaken,
     Outcome,
     Payload,
-    Record,
     Role,
-    Settled,
     State,
-    UndoRequested,
     Wake,
 )
 from orchestrator.core.retry import RetryPolicy
@@ -107,6 +96,7 @@ class HistoryRow:
     role: Role | None
     child_id: str | None
     is_detached: bool
+    is_revoked: bool
 
     @property
     def key(self) -> StepKey:
@@ -188,6 +178,7 @@ FRESH: dict[str, Any] = {
     "role": None,
     "child_id": None,
     "is_detached": False,
+    "is_revoked": False,
 }
 
 
@@ -199,7 +190,8 @@ def _row(values: Any) -> HistoryRow:
     return HistoryRow(*fields)
 
 
-def _own(key: StepKey) -> tuple[Any, ...]:
+def own_row(key: StepKey) -> tuple[Any, ...]:
+    """Return the conditions that one record meets."""
     return (
         history.c.instance_id == key.instance_id,
         history.c.run == key.run,
@@ -212,16 +204,41 @@ def _own(key: StepKey) -> tuple[Any, ...]:
 
 
 def find_row(connection: Connection, key: StepKey) -> HistoryRow | None:
-    row = connection.execute(select(*_COLUMNS).where(*_own(key))).first()
+    row = connection.execute(select(*_COLUMNS).where(*own_row(key))).first()
     return None if row is None else _row(row)
 
 
-def load_rows(connection: Connection, instance_id: str, run: int) -> list[HistoryRow]:
+def load_rows(
+    connection: Connection, instance_id: str, run: int, *, from_seq: int | None = None, limit: int | None = None
+) -> list[HistoryRow]:
     """Return all that a run has recorded, by ``seq``; an operator's own records (below zero) first."""
     statement = (
         select(*_COLUMNS).where(history.c.instance_id == instance_id, history.c.run == run).order_by(history.c.seq)
     )
+    if from_seq is not None:
+        statement = statement.where(history.c.seq >= from_seq)
+    if limit is not None:
+        statement = statement.limit(limit)
     return [_row(row) for row in connection.execute(statement)]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A record whose work is a task, or an instance, of its own."""
+
+    key: StepKey
+    kind: Kind
+    dispatch: int
+    child_id: str | None
+
+
+def list_parts(connection: Connection, instance_id: str, run: int) -> list[Part]:
+    """Return the steps, compensations and children of a run that have been dispatched, by ``seq``."""
+    columns = (history.c.generation, history.c.seq, history.c.kind, history.c.dispatch, history.c.child_id)
+    own = (history.c.instance_id == instance_id, history.c.run == run, history.c.dispatched_at.is_not(None))
+    kinds = history.c.kind.in_((Kind.STEP, Kind.COMPENSATION, Kind.CHILD))
+    rows = connection.execute(select(*columns).where(*own, kinds).order_by(history.c.seq))
+    return [Part(StepKey(instance_id, r[0], run, r[1]), Kind(r[2]), r[3], r[4]) for r in rows]
 
 
 def list_rows(
@@ -291,76 +308,6 @@ def find_undoing(connection: Connection, key: StepKey) -> HistoryRow | None:
     return None if found is None else _row(found)
 
 
-def as_history(instance: Instance, rows: Iterable[HistoryRow], messages: Iterable[MessageTaken] = ()) -> History:
-    """Return what ``decide()`` is given: records by ``seq``, and the inbox by ``order``."""
-    records: list[Record] = []
-    inbox: list[Event] = [*messages, *_requests(instance)]
-    for row in rows:
-        if row.seq < 0:
-            continue
-        records.append(_record(row))
-        inbox += _events(row)
-    inbox.sort(key=lambda event: event.order)
-    return History(
-        instance.id,
-        instance.generation,
-        instance.run,
-        instance.run_started_at or instance.started_at or instance.created_at,
-        tuple(records),
-        tuple(inbox),
-        instance.passed_order,
-        tuple((until, seed) for until, seed in json.loads(instance.seeds)) if instance.seeds else (),
-    )
-
-
-def _requests(instance: Instance) -> list[Event]:
-    """Return what came in for the instance as a whole."""
-    events: list[Event] = []
-    if instance.cancel_order is not None and instance.cancel_at is not None:
-        events.append(CancelRequested(instance.cancel_order, instance.cancel_at, instance.cancel_reason))
-    if instance.deadline_order is not None and instance.deadline_passed_at is not None:
-        events.append(CancelRequested(instance.deadline_order, instance.deadline_passed_at, is_deadline=True))
-    if instance.undo_order is not None and instance.undo_at is not None:
-        events.append(UndoRequested(instance.undo_order, instance.undo_at))
-    return events
-
-
-def _record(row: HistoryRow) -> Record:
-    return Record(
-        row.seq,
-        row.kind,
-        row.name,
-        row.scope,
-        row.undoes,
-        row.after_order,
-        row.state,
-        row.outcome,
-        row.result,
-        codec.load(Failure, row.failure) if row.failure else None,
-        row.is_timed_out,
-        row.late_outcome,
-        row.late_result,
-        codec.load(Compensation, row.compensation) if row.compensation else None,
-        row.arguments,
-        row.attempt,
-        row.is_in_doubt,
-        row.is_foreign,
-        row.key.idempotency_key,
-        row.child_id,
-    )
-
-
-def _events(row: HistoryRow) -> list[Event]:
-    events: list[Event] = []
-    if row.kind is Kind.RECEIVE:  # what came in is the message
-        return events
-    if row.settled_order is not None and row.settled_at is not None:
-        events.append(Settled(row.settled_order, row.settled_at, row.seq))
-    if row.late_order is not None and row.late_at is not None:
-        events.append(AttemptEnded(row.late_order, row.late_at, row.seq))
-    return events
-
-
 # --- writing, under the instance's lock ---------------------------------------------------------------------------
 
 
@@ -372,7 +319,7 @@ def insert_rows(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> No
 def change_row(connection: Connection, row: HistoryRow, values: Mapping[str, Any]) -> bool:
     """Write ``values``, if the record still is in the state, attempt and dispatch in which ``row`` was read."""
     statement = update(history).where(
-        *_own(row.key),
+        *own_row(row.key),
         history.c.state == row.state,
         history.c.attempt == row.attempt,
         history.c.dispatch == row.dispatch,
@@ -382,7 +329,7 @@ def change_row(connection: Connection, row: HistoryRow, values: Mapping[str, Any
 
 def note_on_row(connection: Connection, row: HistoryRow, values: Mapping[str, Any]) -> None:
     """Write what is told beside the outcome and changes no state."""
-    connection.execute(update(history).where(*_own(row.key)).values(**values))
+    connection.execute(update(history).where(*own_row(row.key)).values(**values))
 
 
 _await_rows = (
@@ -401,10 +348,6 @@ def await_rows(connection: Connection, instance: Instance, wait_number: int, wak
     if wakes:
         own = {"own_instance": instance.id, "own_run": instance.run, "new_awaited": wait_number}
         connection.execute(_await_rows, [{**own, "own_seq": seq, "new_wake": wake} for seq, wake in wakes.items()])
-
-
-def delete_history(connection: Connection, instance_id: str) -> None:
-    connection.execute(delete(history).where(history.c.instance_id == instance_id))
 
 
 # --- claiming, without the instance's lock ------------------------------------------------------------------------
@@ -446,7 +389,7 @@ def claim(
     }
     alive = exists().where(worker.c.incarnation == claimant.incarnation, worker.c.dead_at.is_(None))
     statement = update(history).where(
-        *_own(key),
+        *own_row(key),
         history.c.name == name,
         history.c.state == State.SCHEDULED,
         history.c.dispatch == dispatch,

@@ -86,6 +86,11 @@ class Instance:
     mail: int
     run_started_at: datetime | None
     seeds: Payload | None
+    forked_from: str | None = None
+
+    def may_begin(self, now: datetime) -> bool:
+        """Whether its first pass may be made: it was made, or the eta that the instance was started with has come."""
+        return self.started_at is not None or self.run_started_at is None or self.run_started_at <= now
 
     @property
     def may_pass(self) -> bool:
@@ -176,6 +181,22 @@ def find_instance(connection: Connection, instance_id: str) -> Instance | None:
     return None if row is None else _instance(row)
 
 
+def list_family(connection: Connection, instance_id: str) -> list[Instance]:
+    """Return the root that an instance descends from, and all that descend from it; nothing for an unknown one."""
+    found = find_instance(connection, instance_id)
+    if found is None:
+        return []
+    root = found.root_id or found.id
+    rows = connection.execute(select(*_COLUMNS).where(or_(instance.c.id == root, instance.c.root_id == root)))
+    return [_instance(row) for row in rows]
+
+
+def find_instances(connection: Connection, instance_ids: Collection[str]) -> dict[str, Instance]:
+    """Return those of the instances that exist, by id."""
+    rows = connection.execute(select(*_COLUMNS).where(instance.c.id.in_(instance_ids)))
+    return {found.id: found for found in map(_instance, rows)}
+
+
 def lock_instance(connection: Connection, instance_id: str) -> Instance | None:
     """Lock the instance and all that belongs to it until the transaction ends."""
     statement = select(*_COLUMNS).where(instance.c.id == instance_id).with_for_update()
@@ -201,6 +222,7 @@ def set_attributes(connection: Connection, instance_id: str, attributes: Mapping
     if not attributes:
         return
     own = attribute.c.instance_id == instance_id
+    created_at = select(instance.c.created_at).where(instance.c.id == instance_id).scalar_subquery()
     rows = connection.execute(select(attribute.c.name, attribute.c.value).where(own))
     known = {row[0]: row[1] for row in rows}
     for name, value in attributes.items():
@@ -209,7 +231,8 @@ def set_attributes(connection: Connection, instance_id: str, attributes: Mapping
             continue
         connection.execute(delete(attribute).where(own, attribute.c.name == name))
         if value is not None:
-            connection.execute(insert(attribute), {"instance_id": instance_id, "name": name, "value": text})
+            values = {"instance_id": instance_id, "name": name, "value": text, "created_at": created_at}
+            connection.execute(insert(attribute).values(**values))
 
 
 def load_attributes(connection: Connection, instance_id: str) -> dict[str, Any]:
@@ -236,6 +259,7 @@ def list_instances(
     statuses: list[Status] | None = None,
     attributes: Mapping[str, Any] | None = None,
     started_after: datetime | None = None,
+    started_before: datetime | None = None,
     limit: int = 100,
     cursor: str | None = None,
 ) -> Page:
@@ -247,6 +271,8 @@ def list_instances(
         statement = statement.where(instance.c.status.in_(statuses))
     if started_after is not None:
         statement = statement.where(instance.c.created_at > started_after)
+    if started_before is not None:
+        statement = statement.where(instance.c.created_at < started_before)
     for name, value in (attributes or {}).items():
         matching = select(attribute.c.instance_id).where(
             and_(attribute.c.name == name, attribute.c.value == encode_attribute(value))
@@ -254,7 +280,8 @@ def list_instances(
         statement = statement.where(instance.c.id.in_(matching))
     if cursor is not None:
         at, last_id = _read_cursor(cursor)
-        older = or_(instance.c.created_at < at, and_(instance.c.created_at == at, instance.c.id < last_id))
+        # the first part alone is what an index is entered by, however far down the page is
+        older = and_(instance.c.created_at <= at, or_(instance.c.created_at < at, instance.c.id < last_id))
         statement = statement.where(older)
     rows = [_instance(row) for row in connection.execute(statement)]
     more = len(rows) > limit
@@ -289,9 +316,16 @@ class OwedPass:
     pass_publications: int
 
 
-def list_owed_passes(connection: Connection, now: datetime, limit: int) -> list[OwedPass]:
+def list_owed_passes(
+    connection: Connection, due_before: datetime, limit: int, *, begun_by: datetime | None = None
+) -> list[OwedPass]:
+    """Return passes that are due before an instant; with ``begun_by`` none of instances whose eta comes after that."""
     columns = [instance.c.id, *(instance.c[name] for name in OwedPass.__slots__[1:])]
-    statement = select(*columns).where(instance.c.pass_due_at <= now).order_by(instance.c.pass_due_at).limit(limit)
+    statement = select(*columns).where(instance.c.pass_due_at <= due_before)
+    if begun_by is not None:
+        eta = instance.c.run_started_at
+        statement = statement.where(or_(instance.c.started_at.is_not(None), eta.is_(None), eta <= begun_by))
+    statement = statement.order_by(instance.c.pass_due_at).limit(limit)
     return [OwedPass(*row) for row in connection.execute(statement)]
 
 
@@ -362,7 +396,7 @@ def list_runs(connection: Connection, instance_id: str) -> list[tuple[int, Paylo
 
 
 def insert_finish(connection: Connection, instance_id: str, generation: str, due_at: datetime) -> None:
-    values = {"instance_id": instance_id, "generation": generation, "attempts": 0, "due_at": due_at}
+    values = {"instance_id": instance_id, "generation": generation, "attempts": 0, "told": 0, "due_at": due_at}
     connection.execute(delete(finish).where(finish.c.instance_id == instance_id))
     connection.execute(insert(finish), values)
 
@@ -373,13 +407,27 @@ def list_due_finishes(connection: Connection, now: datetime, limit: int) -> list
     return [(row[0], row[1], row[2], row[3]) for row in connection.execute(statement)]
 
 
+def find_told(connection: Connection, instance_id: str, generation: str) -> int | None:
+    """Return how much of an ending has been told, ``None`` when nothing is owed any more."""
+    statement = select(finish.c.told).where(*_own_finish(instance_id, generation))
+    return connection.execute(statement).scalar()
+
+
+def note_told(connection: Connection, instance_id: str, generation: str, told: int) -> None:
+    """Keep how much of an ending has been told: when the rest is, that is not told again."""
+    statement = update(finish).where(*_own_finish(instance_id, generation), finish.c.told < told)
+    connection.execute(statement.values(told=told))
+
+
 def postpone_finish(connection: Connection, instance_id: str, generation: str, seen: datetime, until: datetime) -> bool:
     """Take what an ending owes on; ``False`` if another process did, or it was paid."""
-    own = (finish.c.instance_id == instance_id, finish.c.generation == generation, finish.c.due_at == seen)
-    statement = update(finish).where(*own).values(due_at=until, attempts=finish.c.attempts + 1)
-    return connection.execute(statement).rowcount == 1
+    statement = update(finish).where(*_own_finish(instance_id, generation), finish.c.due_at == seen)
+    return connection.execute(statement.values(due_at=until, attempts=finish.c.attempts + 1)).rowcount == 1
 
 
 def delete_finish(connection: Connection, instance_id: str, generation: str) -> None:
-    own = (finish.c.instance_id == instance_id, finish.c.generation == generation)
-    connection.execute(delete(finish).where(*own))
+    connection.execute(delete(finish).where(*_own_finish(instance_id, generation)))
+
+
+def _own_finish(instance_id: str, generation: str) -> tuple[Any, ...]:
+    return (finish.c.instance_id == instance_id, finish.c.generation == generation)

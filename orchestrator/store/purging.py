@@ -23,6 +23,8 @@ _BELONGINGS = (history, attribute, message, subscription, finish, run)
 _MARIADB_SKIPS, _MYSQL_SKIPS = (10, 6), (8, 0, 1)
 
 _parent = instance.alias("parent")
+_own = history.c.instance_id == instance.c.id
+_of_parent = (_parent.c.id == instance.c.parent_id, _parent.c.generation == instance.c.parent_generation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +57,23 @@ def list_ended(connection: Connection, criteria: Criteria, after: Ended | None, 
 
 def list_purgeable(connection: Connection, criteria: Criteria, instance_ids: Sequence[str]) -> dict[str, int]:
     """Return those of ``instance_ids`` that nobody has to do with any more, and how many records each has."""
-    own, of_parent = history.c.instance_id == instance.c.id, _parent.c.id == instance.c.parent_id
-    is_open = or_(history.c.claim_incarnation.is_not(None), history.c.due_at.is_not(None))
-    statement = select(instance.c.id, select(func.count()).where(own).scalar_subquery()).where(
+    size = select(func.count()).where(_own).scalar_subquery()
+    statement = select(instance.c.id, size).where(
         instance.c.id.in_(instance_ids),
-        *_meets(criteria),
-        # its callbacks have not been told yet
-        ~exists().where(finish.c.instance_id == instance.c.id),
-        # what an operator asked for, or an attempt that is still alive
-        ~exists().where(own, history.c.state != State.SETTLED, is_open),
+        *_is_done_with(criteria),
         # the parent may still have to undo it; and the parent waits for its own
-        ~exists().where(of_parent, _parent.c.generation == instance.c.parent_generation),
+        ~exists().where(*_of_parent),
     )
     return {row[0]: row[1] for row in connection.execute(statement)}
+
+
+def list_done_with(
+    connection: Connection, criteria: Criteria, instance_ids: Sequence[str]
+) -> list[tuple[str, str | None]]:
+    """Return those of ``instance_ids`` that may go as soon as their parent has gone, and which that is."""
+    statement = select(instance.c.id, select(_parent.c.id).where(*_of_parent).scalar_subquery())
+    statement = statement.where(instance.c.id.in_(instance_ids), *_is_done_with(criteria))
+    return [(row[0], row[1]) for row in connection.execute(statement)]
 
 
 def purge_instances(connection: Connection, criteria: Criteria, instance_ids: Sequence[str], now: datetime) -> int:
@@ -103,6 +109,17 @@ def is_purged(connection: Connection, instance_id: str) -> bool:
 def forget_purged(connection: Connection, instance_id: str) -> None:
     """Let an id be used again."""
     connection.execute(delete(purged).where(purged.c.instance_id == instance_id))
+
+
+def _is_done_with(criteria: Criteria) -> tuple[ColumnElement[bool], ...]:
+    is_open = or_(history.c.claim_incarnation.is_not(None), history.c.due_at.is_not(None))
+    return (
+        *_meets(criteria),
+        # its callbacks have not been told yet
+        ~exists().where(finish.c.instance_id == instance.c.id),
+        # what an operator asked for, or an attempt that is still alive
+        ~exists().where(_own, history.c.state != State.SETTLED, is_open),
+    )
 
 
 def _meets(criteria: Criteria) -> tuple[ColumnElement[bool], ...]:

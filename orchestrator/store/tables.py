@@ -139,6 +139,7 @@ instance = Table(
     Column("mail", Integer, nullable=False),  # how many messages this run has taken notice of
     Column("run_started_at", Instant),
     Column("seeds", _payload()),  # of a fork: what random numbers were drawn from in the history it shares
+    Column("forked_from", _id(200)),
     Index("orchestrator_instance_parent", "parent_id"),
     Index("orchestrator_instance_deadline", "deadline_at"),
     Index("orchestrator_instance_ended", "ended_at"),
@@ -146,6 +147,20 @@ instance = Table(
     Index("orchestrator_instance_created", "created_at", "id"),
     Index("orchestrator_instance_status", "status", "created_at", "id"),
     Index("orchestrator_instance_workflow", "workflow", "created_at", "id"),
+    # few among many; MySQL has no partial indexes, the others none on so long a text
+    Index(
+        "orchestrator_instance_not_undone",
+        "ended_at",
+        postgresql_where=text("not_undone IS NOT NULL"),
+        sqlite_where=text("not_undone IS NOT NULL"),
+    ).ddl_if(dialect=("postgresql", "sqlite")),  # type: ignore[arg-type]
+    Index("orchestrator_instance_left_undone", "not_undone", mysql_length=1, mariadb_length=1).ddl_if(
+        dialect=("mysql", "mariadb")  # type: ignore[arg-type]
+    ),
+    Index("orchestrator_instance_workflow_status", "workflow", "status", "created_at", "id"),
+    Index("orchestrator_instance_forked_from", "forked_from"),
+    # of ids that begin with something, in the order of their bytes: the primary key has that of the locale
+    Index("orchestrator_instance_prefix", text('id COLLATE "C"')).ddl_if(dialect="postgresql"),
 )
 
 history = Table(
@@ -181,6 +196,8 @@ history = Table(
     Column("lost", Integer, nullable=False),
     Column("is_in_doubt", Boolean, nullable=False),
     Column("is_draining", Boolean, nullable=False),
+    # its attempt goes on, and no other follows it
+    Column("is_revoked", Boolean, nullable=False),
     Column("dispatch", Integer, nullable=False),
     Column("celery_retries", Integer, nullable=False),
     Column("publications", Integer, nullable=False),
@@ -230,7 +247,8 @@ attribute = Table(
     Column("instance_id", _id(200), primary_key=True),
     Column("name", _id(100), primary_key=True),
     Column("value", _id(255), nullable=False),
-    Index("orchestrator_attribute_value", "name", "value"),
+    Column("created_at", Instant),  # the instance's: those that have an attribute are listed newest first
+    Index("orchestrator_attribute_newest", "name", "value", "created_at", "instance_id"),
 )
 
 run = Table(
@@ -294,6 +312,19 @@ outbox = Table(
     Index("orchestrator_outbox_due", "due_at"),
 )
 
+notice = Table(
+    "orchestrator_notice",  # what receivers of signals are still to be told
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("instance_id", _id(200), nullable=False),
+    Column("signal", String(40), nullable=False),
+    Column("payload", _payload(), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("due_at", Instant, nullable=False),
+    Index("orchestrator_notice_due", "due_at"),
+)
+
 purged = Table(
     "orchestrator_purged",  # ids that no late message may bring back to life
     metadata,
@@ -323,6 +354,7 @@ finish = Table(
     Column("instance_id", _id(200), primary_key=True),
     Column("generation", String(32), nullable=False),
     Column("attempts", Integer, nullable=False),
+    Column("told", Integer, nullable=False, server_default="0"),  # how much of it has been told
     Column("due_at", Instant, nullable=False),
     Index("orchestrator_finish_due", "due_at"),
 )

@@ -409,6 +409,8 @@ class Shell:
         match event:
             case Settled() | AttemptEnded():
                 self._count_down(event.seq)
+                if self._frees_cancellation(event.seq):
+                    self.count = 0
             case MessageTaken():
                 self._count_message(event.channel)
             case CancelRequested() | UndoRequested():
@@ -416,6 +418,11 @@ class Shell:
         self._snapshot()
         if was_waiting and self.count > 0:
             self._check_quiet()
+
+    def _frees_cancellation(self, seq: int) -> bool:
+        row = self.rows[seq]
+        has_failed = row.role is Role.PIVOT and row.record.outcome is not Outcome.SUCCEEDED
+        return has_failed and any(isinstance(event, CancelRequested) for event in self.inbox)
 
     def _count_down(self, seq: int) -> None:
         record, wake = self.rows[seq].record, self.wakes.get(seq)

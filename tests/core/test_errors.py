@@ -221,7 +221,8 @@ def test_a_workflow_s_failure_is_the_original_s_class_too_and_survives_a_pickle(
 
 EVERY: list[errors.OrchestratorError] = [
     errors.ConfigurationError("no store"),
-    errors.EagerModeUnsupported("checkout"),
+    errors.EagerModeStuck("order-1", "it waits"),
+    errors.ResultNotKept("order-1"),
     errors.StoreUnreachable("sqlite://", OSError("gone")),
     errors.NotEncodable("the result", "a set"),
     errors.PayloadTooLarge("the result", 10, 5),

@@ -16,6 +16,7 @@ from celery import Celery
 from orchestrator import Orchestrator, WorkflowHandle
 from orchestrator.store import history, instances
 from orchestrator.store.history import HistoryRow
+from tests.processes import cold_process, warm_process
 from tests.runtime import crashing, workflows
 from tests.runtime.effects import Effects
 from tests.waiting import wait_until
@@ -27,7 +28,7 @@ ENDED = ("COMPLETED", "COMPENSATED", "FAILED", "COMPENSATION_FAILED", "CANCELLED
 
 
 class WorkerProcess:
-    """A ``celery worker``, and what it logs."""
+    """A ``celery worker``, and what it logs; one with an app of its own ``module`` is without this package."""
 
     def __init__(
         self,
@@ -38,16 +39,16 @@ class WorkerProcess:
         environment: dict[str, str] | None = None,
     ) -> None:
         self.log = log
+        launcher = "celery" if module is None else "tests.runtime.isolated"
         command = [
-            *(sys.executable, "-m", "celery", "-A", module or cluster.module, "worker", "--loglevel=INFO"),
+            *("-m", launcher, "-A", module or cluster.module, "worker", "--loglevel=INFO"),
             *("--without-mingle", "--without-gossip", f"--hostname={uuid.uuid4().hex[:8]}@test"),
             *arguments,
         ]
         own = {**cluster.environment, **(environment or {})}
-        with log.open("ab") as output:
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, env=own, stdout=output, stderr=output, start_new_session=True
-            )
+        log.touch()
+        start = warm_process if module is None else cold_process
+        self.process = start(command, ROOT, own, log)
 
     @property
     def pid(self) -> int:
@@ -158,6 +159,15 @@ class Cluster:
 
     def logs(self) -> str:
         return "\n".join(worker.log.read_text() for worker in self.workers)
+
+    def run_elsewhere(self, *arguments: str, code: str | None = None, seconds: float = 60.0) -> str:
+        """Run ``celery``, or a script whose ``app`` is other people's, in a process that does not have this package."""
+        script = ["-c", f"from tests.runtime.elsewhere import app\n{code}"] if code is not None else []
+        command = [sys.executable, "-m", "tests.runtime.isolated", *script, *arguments]
+        own = {**self.environment, "TEST_ELSEWHERE": self.queue}
+        ended = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=seconds, check=False)
+        assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}\n{self.logs()[-3000:]}"
+        return ended.stdout
 
     # --- instances ------------------------------------------------------------------------------------------------
 

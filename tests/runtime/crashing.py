@@ -26,6 +26,8 @@ from orchestrator.runtime.dispatch import ADVANCE, START_HEADER
 from orchestrator.runtime.finishing import Finisher
 from orchestrator.runtime.forks import Forks
 from orchestrator.runtime.mail import Postman
+from orchestrator.runtime.notices import Notice
+from orchestrator.runtime.observing import Observers
 from orchestrator.runtime.starter import Starter
 from orchestrator.runtime.timers import Timers
 from orchestrator.runtime.transactional import TransactionalBodies
@@ -36,7 +38,10 @@ _folder: Path | None = None
 
 
 def plan(folder: Path, instance: str, who: str, point: str, seq: int | None) -> None:
-    """Let ``who`` (``child``, ``worker`` or ``client``) die when ``instance`` reaches ``point`` at record ``seq``."""
+    """Let ``who`` die when ``instance`` reaches ``point`` at record ``seq``.
+
+    ``child``: whoever gets there in a worker; ``pool``: only a process of its pool; ``worker``; ``client``.
+    """
     folder.mkdir(exist_ok=True)
     (folder / instance).write_text(f"{who} {point} {'-' if seq is None else seq}")
 
@@ -53,6 +58,8 @@ def reach(point: str, instance: str, seq: int | None) -> None:
     try:
         who, planned, planned_seq = file.read_text().split()
     except (FileNotFoundError, ValueError):
+        return
+    if who == "pool" and not _in_pool_process:  # the poller may come by the same point
         return
     if planned != point or planned_seq not in ("-", str(seq)) or (who == "client") != _is_client:
         return
@@ -90,6 +97,7 @@ def install(app: Celery, folder: str | None) -> None:
     _hook_commits()
     _hook_publishing()
     _hook_messages()
+    _hook_results(app)
 
 
 @contextmanager
@@ -131,14 +139,20 @@ def _hook_commits() -> None:
     _tell_instance(Orchestrator, "send", lambda args: (args[0], None))
     _tell_instance(Orchestrator, "publish", lambda args: (args[0], None))
     _tell_instance(Postman, "_win", lambda args: (args[0], None))
-    _tell_instance(Timers, "_fire_timers_of", lambda args: (_planned_among(args[0]), None))
+    _tell_instance(Timers, "fire_timers_of", lambda args: (_planned_among(args[0]), None))
     _tell_instance(Forks, "fork", lambda args: (args[2] or "", None))
+    _tell_instance(Observers, "_tell", lambda args: (args[0][0].instance_id, _settled_among(args[0])))
 
 
 def _planned_among(instances: list[str]) -> str:
     """Return an instance of a batch that somebody is to die at."""
     assert _folder is not None
     return next((instance for instance in instances if (_folder / instance).exists()), "")
+
+
+def _settled_among(notices: list[Notice]) -> int | None:
+    """Return the step whose settlement receivers are told of."""
+    return next((each.arguments["seq"] for each in notices if each.signal.endswith("_settled")), None)
 
 
 def _tell_instance(owner: Any, name: str, about: Any) -> None:
@@ -162,6 +176,8 @@ def _hook_publishing() -> None:
             reach(f"publish-pass:{moment}", body[0][0], None)
         if headers.get(START_HEADER):
             reach(f"publish-start:{moment}", headers["id"], None)
+        if sender != ADVANCE and not headers.get(START_HEADER) and not headers.get("orchestrator"):
+            reach(f"publish-next:{moment}", _about.get()[0], None)  # what follows an end
 
     def before(sender: Any = None, headers: Any = None, body: Any = None, **_kwargs: Any) -> None:
         reach_each("before", sender, headers, body)
@@ -171,6 +187,26 @@ def _hook_publishing() -> None:
 
     signals.before_task_publish.connect(before, weak=False)
     signals.after_task_publish.connect(after, weak=False)
+
+
+def _hook_results(app: Celery) -> None:
+    """Hook what the result backend is told of an instance."""
+    for kind in type(app.backend).__mro__:
+        for name, point in (("_store_result", "store-result"), ("on_chord_part_return", "chord-part")):
+            if name in vars(kind):
+                _hook_telling(kind, name, point)
+
+
+def _hook_telling(kind: Any, name: str, point: str) -> None:
+    original = getattr(kind, name)
+
+    def told(self: Any, *args: Any, **kwargs: Any) -> Any:
+        reach(f"{point}:before", _about.get()[0], None)
+        answer = original(self, *args, **kwargs)
+        reach(f"{point}:after", _about.get()[0], None)
+        return answer
+
+    setattr(kind, name, told)
 
 
 def _hook_messages() -> None:

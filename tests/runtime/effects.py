@@ -55,3 +55,10 @@ class Effects:
 
     def names(self, instance: str, what: str = "effect") -> list[str]:
         return [effect.name for effect in self.list_effects(instance, what)]
+
+    def holders(self) -> set[int]:
+        """Return which of the processes that have noted something have the file open (told by Linux's ``/proc``)."""
+        return {process for process in {effect.process for effect in self.list_effects()} if self._is_open_in(process)}
+
+    def _is_open_in(self, process: int) -> bool:
+        return any(os.path.realpath(held).startswith(self.path) for held in Path(f"/proc/{process}/fd").glob("*"))

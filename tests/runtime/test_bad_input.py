@@ -84,6 +84,8 @@ ORDER = Order("book", 1)
         (lambda shop: shop.orchestrator.start(shop.buy.s(ORDER), instance_id=7), ValueError, "int, not a string"),
         (lambda shop: shop.orchestrator.start(shop.reserve.s(ORDER)), errors.UnknownWorkflow, "'reserve' is not a"),
         (lambda shop: shop.orchestrator.start("buy"), errors.UnknownWorkflow, "'buy'"),
+        (lambda shop: shop.orchestrator.start(shop.buy), errors.InvalidOperation, r"buy is a workflow; .*buy\.s\("),
+        (lambda shop: shop.orchestrator.list(limit=0), errors.InvalidOperation, "the limit is 0"),
         (lambda shop: shop.orchestrator.start(chain(shop.buy.s(ORDER), shop.reserve.s())), LookupError, "celery.chain"),
         (lambda shop: shop.orchestrator.start(shop.buy.s()), errors.InputMismatch, "missing .* 'order'"),
         (lambda shop: shop.orchestrator.start(shop.buy.s(ORDER), on_conflict="x"), ValueError, "on_conflict is 'x'"),
@@ -91,7 +93,7 @@ ORDER = Order("book", 1)
         (lambda shop: shop.orchestrator.list(status="DONE"), ValueError, "'DONE' is not a valid Status.*COMPLETED"),
         (lambda shop: shop.orchestrator.list(started_after=datetime(2026, 1, 1)), errors.NaiveDatetime, "time zone"),  # noqa: DTZ001
         (lambda shop: shop.buy(ORDER), TypeError, r"buy is a workflow: start it with .delay\(\)"),
-        (lambda shop: shop.buy.apply((ORDER,)), errors.EagerModeUnsupported, "buy was started"),
+        (lambda shop: shop.buy.apply(()), errors.InputMismatch, "missing .* 'order'"),
     ],
 )
 def test_a_bad_call_is_refused_and_nothing_is_recorded(
@@ -101,14 +103,6 @@ def test_a_bad_call_is_refused_and_nothing_is_recorded(
         call(shop)
     assert isinstance(refused.value, OrchestratorError)
     assert (shop.count_rows(), shop.count_messages()) == (0, 0)
-
-
-def test_eager_mode_is_refused_and_nothing_is_recorded(shop: Shop) -> None:
-    shop.orchestrator.app.conf.task_always_eager = True
-    for call in (shop.buy.delay, lambda order: shop.orchestrator.start(shop.buy.s(order))):
-        with pytest.raises(errors.EagerModeUnsupported, match="buy was started with task_always_eager on"):
-            call(ORDER)
-    assert shop.count_rows() == 0
 
 
 async def is_async(ctx: Context) -> None: ...

@@ -12,10 +12,11 @@ from sqlalchemy import Connection, Engine, create_engine, event, insert, text
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from orchestrator.errors import InvalidOperation
-from orchestrator.runtime.callers import after_commit, connection_of, tells_of_commits
+from orchestrator.runtime.callers import after_commit, tells_of_commits, writing
 from orchestrator.store import outbox
 from orchestrator.store.engine import Store
 from orchestrator.store.tables import subscription
+from tests.servers import Databases
 from tests.store.world import BEGINNING
 
 
@@ -32,6 +33,11 @@ def engine(store_url: str) -> Iterator[Engine]:
     engine = create_engine(store_url)
     yield engine
     engine.dispose()
+
+
+def connection_of(session: Any, store: Store) -> Connection:
+    with writing(session, store) as connection:
+        return connection
 
 
 def write(connection: Connection, name: str) -> None:
@@ -90,7 +96,7 @@ def test_anything_else_is_refused_by_the_name_of_its_type(sqlite_url: str) -> No
         ("session", "builtins.str"),
     ]:
         with pytest.raises(InvalidOperation, match=rf"session is a {name}; a SQLAlchemy Session, .* is taken"):
-            connection_of(given, store)  # type: ignore[arg-type]
+            connection_of(given, store)
     with pytest.raises(InvalidOperation, match="bound to no single database"):
         connection_of(Session(), store)
     raw.close()
@@ -107,10 +113,20 @@ def test_another_kind_of_database_is_refused(sqlite_url: str, postgresql_url: st
 
 def test_another_database_of_the_same_kind_is_refused(sqlite_url: str, tmp_path: Path) -> None:
     store, engine = Store(sqlite_url), create_engine(f"sqlite:///{tmp_path}/other.db")
-    with Session(engine) as session, pytest.raises(InvalidOperation, match="is it the same database"):
+    with Session(engine) as session, pytest.raises(InvalidOperation, match=r"on the database '.*other.db'"):
         connection_of(session, store)
     engine.dispose()
     store.dispose()
+
+
+def test_another_database_that_has_such_tables_too_is_refused(databases: Databases, store: Store) -> None:
+    other = databases.create()
+    engine = create_engine(other)
+    name = engine.url.database
+    with Session(engine) as session, pytest.raises(InvalidOperation, match=f"on the database '{name}', and the store"):
+        connection_of(session, store)
+    engine.dispose()
+    databases.drop(other)
 
 
 def test_autocommit_is_refused(store: Store, store_url: str, engine: Engine) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -26,7 +24,7 @@ from orchestrator import Context, Orchestrator, errors, shared_workflow
 from orchestrator.runtime.owner import orchestrator_of
 from orchestrator.store.tables import outbox
 from tests.brokers import free_port
-from tests.conftest import STORES
+from tests.processes import warm_process
 from tests.runtime.cluster import ROOT, Cluster
 from tests.waiting import wait_until
 
@@ -118,15 +116,13 @@ def notes(path: Path) -> list[Note]:
     return [Note(*json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-@pytest.fixture(scope="module", params=STORES)
-def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Iterator[Shop]:
-    kind, folder = request.param, tmp_path_factory.mktemp("shop")
-    databases = request.getfixturevalue("sqlite_files" if kind == "sqlite" else f"{kind}_databases")
-    url = databases.create()
+@pytest.fixture(scope="module")
+def shop(shared_url: str, tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Iterator[Shop]:
+    folder = tmp_path_factory.mktemp("shop")
     backend = {"result_backend": valkey_url}
     fast = {"publish_grace": 1.0}
-    cluster = Cluster(folder, url, valkey_url, settings=fast, celery=backend, tasks=__name__)
-    engine = create_engine(url)
+    cluster = Cluster(folder, shared_url, valkey_url, settings=fast, celery=backend, tasks=__name__)
+    engine = create_engine(shared_url)
     try:
         with engine.begin() as connection:
             connection.execute(text("CREATE TABLE own_order (name VARCHAR(100))"))
@@ -135,7 +131,6 @@ def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     finally:
         engine.dispose()
         cluster.close()
-        databases.drop(url)
 
 
 @pytest.fixture
@@ -274,9 +269,9 @@ def test_of_two_transactions_that_start_the_same_the_second_waits_for_the_first(
 def test_a_process_killed_at_its_commit_leaves_all_of_it_or_nothing(
     shop: Shop, name: str, path: Path, point: str
 ) -> None:
-    command = [sys.executable, "-m", "tests.runtime.committing", point, name, str(path)]
-    ended = subprocess.run(command, cwd=ROOT, env=shop.cluster.environment, capture_output=True, text=True, timeout=60)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    log = path.with_suffix(".log")
+    command = ["-m", "tests.runtime.committing", point, name, str(path)]
+    assert warm_process(command, ROOT, shop.cluster.environment, log).wait(60) == -signal.SIGKILL, log.read_text()
     if point == "after":
         assert shop.exists(name)
         shop.assert_done(name, path)

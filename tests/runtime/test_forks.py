@@ -46,7 +46,7 @@ def test_a_fork_before_a_receive_gets_a_message_of_its_own(cluster: Cluster) -> 
     result = handle.get(timeout=20)
     fork = handle.fork(2)
     cluster.wait_history(fork, 3)
-    fork.send("paid", 7)
+    fork.send("paid", 7, missing="ignore")  # it may have had the first one, and ended
     told = fork.get(timeout=20)
     assert told[:3] == result[:3]
     assert told[3] in (5, 7)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 import signal
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -197,7 +196,8 @@ def test_what_a_stopped_worker_brings_after_the_purge_is_not_recorded(cluster: C
     go = tmp_path / "go"
     handle = cluster.start("ends_in_all_ways", str(go))
     wait_until(lambda: len(cluster.effects.names(handle.id, "begin")) == 4, "all of its steps running")
-    time.sleep(0.3)  # the file that effects are noted in is SQLite's too
+    # the file that effects are noted in is SQLite's too, and would stay locked
+    wait_until(lambda: not cluster.effects.holders(), "their beginnings being noted")
     frozen.signal(signal.SIGSTOP)
     cluster.start_worker(concurrency=4)
     wait_until(lambda: len(cluster.effects.names(handle.id, "begin")) == 8, "their second attempts, elsewhere")

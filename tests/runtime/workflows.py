@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from celery import shared_task, signature
+from celery import shared_task
 
 from orchestrator import Context, current_step, shared_workflow
 from tests.runtime import crashing
@@ -93,10 +93,3 @@ def take_seconds(seconds: float) -> str:
 @shared_workflow
 def takes_seconds(ctx: Context, seconds: float) -> str:
     return str(ctx.run(take_seconds.s(seconds)))
-
-
-@shared_workflow
-def asks_elsewhere(ctx: Context, task: str, args: list[str], timeout: float) -> str:
-    """A step of a project that knows nothing of ours."""
-    question = signature(task, args=args, queue="elsewhere")
-    return str(ctx.run(question, foreign=True, timeout=timeout, compensate=undo.s("elsewhere")))

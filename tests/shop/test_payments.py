@@ -1,6 +1,7 @@
 import pytest
 from sqlalchemy import select
 
+from tasks.app import app, orchestrator
 from tasks.database import Payment, transaction
 from tasks.payments import (
     CardDeclined,
@@ -128,3 +129,10 @@ def test_withdrawing_a_request_that_was_paid_refunds_it_once() -> None:
     withdraw_payment("order-1")
     withdraw_payment("order-1")
     assert payments() == [CHARGED, REFUNDED]
+
+
+def test_nobody_who_watches_is_shown_a_card() -> None:
+    app.loader.import_default_modules()
+    order = {"id": "A1", "card": "4000-1", "lines": []}
+    assert orchestrator.masks.arguments("tasks.workflows.checkout", [order], {}) == ([{**order, "card": "***"}], {})
+    assert orchestrator.masks.arguments(charge_card.name, ["A1", "4000-1", 5], {}) == (["A1", "***", 5], {})

@@ -7,8 +7,6 @@ import pytest
 
 from orchestrator.store.engine import Store
 from orchestrator.store.tables import metadata
-from tests.conftest import STORES
-from tests.servers import Databases
 
 from . import invariants
 from .world import World
@@ -45,21 +43,6 @@ def world(store: Store) -> Callable[..., World]:
 
 
 # --- one database for all tests of a module -----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", params=STORES)
-def shared_databases(request: pytest.FixtureRequest) -> Databases:
-    name = "sqlite_files" if request.param == "sqlite" else f"{request.param}_databases"
-    found: Databases = request.getfixturevalue(name)
-    return found
-
-
-@pytest.fixture(scope="module")
-def shared_url(shared_databases: Databases) -> Iterator[str]:
-    """A migrated database of the module's own, of each kind in turn."""
-    url = shared_databases.create()
-    yield url
-    shared_databases.drop(url)
 
 
 @pytest.fixture(scope="module")

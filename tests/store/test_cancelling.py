@@ -69,6 +69,23 @@ def test_a_step_that_has_not_begun_is_withdrawn(lives: Worlds) -> None:
     assert started.states() == ["reserve succeeded", "charge withdrawn", "release succeeded"]
 
 
+def test_a_cancellation_that_waits_for_the_pivot_is_raised_as_soon_as_that_fails(lives: Worlds) -> None:
+    def pivots(ctx: Context) -> Any:
+        ctx.start(step("charge"), pivot=True)
+        return ctx.run(step("ship"), compensate=step("recall"))
+
+    started = reserved(lives, pivots)
+    shipping = started.take(2)
+    started.cancel()
+    started.go_on()
+    assert "release scheduled" not in started.states()
+    started.run(1, FAILS)  # nothing waits for it, but the cancellation does
+    assert started.row(2).is_draining
+    assert started.end(shipping, succeeds("t-1"))
+    check_undone_once(started)
+    assert [name for name in started.states() if name.startswith("recall")] == ["recall succeeded"]
+
+
 def test_a_step_under_way_is_drained_and_undone(lives: Worlds) -> None:
     started = reserved(lives, lambda ctx: ctx.run(step("charge"), compensate=step("refund")))
     attempt = started.take(1)

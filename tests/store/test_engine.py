@@ -52,6 +52,14 @@ def test_a_second_statement_sees_what_was_committed_since_the_first(store: Store
         assert (before, len(workers.list_workers(connection))) == (0, 1)
 
 
+def test_what_a_statement_was_given_is_in_no_error(store: Store) -> None:
+    statement = text("INSERT INTO nowhere VALUES (:card)")
+    with pytest.raises(exc.SQLAlchemyError) as refused, store.begin("refused") as connection:
+        connection.execute(statement, {"card": "4000-secret"})
+    assert "nowhere" in str(refused.value)
+    assert "4000-secret" not in str(refused.value)
+
+
 def test_read_committed_is_what_the_postgresql_session_says(postgresql_url: str, open_store: OpenStore) -> None:
     assert scalar(open_store(postgresql_url), "SHOW transaction_isolation") == "read committed"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,10 +13,14 @@ from sqlalchemy import select
 from orchestrator import errors
 from orchestrator.core.context import Context
 from orchestrator.core.records import Kind
+from orchestrator.runtime.retention import Retention
+from orchestrator.store import instances
 from orchestrator.store.instances import Status
 from orchestrator.store.tables import subscription
 
+from .locks import lose_answer
 from .test_children import ordering, run_everything
+from .test_settling import lost_answer
 from .world import FAILS, World, step, succeeds
 
 Worlds = Callable[..., World]
@@ -40,6 +45,16 @@ def started_with(lives: Worlds, workflow: Callable[..., Any], **functions: Calla
     started = lives(buy=workflow, **functions)
     started.start("buy")
     return started
+
+
+def test_a_fork_whose_answer_was_lost_is_one(lives: Worlds) -> None:
+    started = terminated(lives)
+    lose_answer(started.store, lost_answer(), "fork")
+    forked = fork(started, 2, owns=True)
+    forked.run_all()
+    assert forked.status() is Status.COMPLETED
+    with pytest.raises(errors.InstanceExists):
+        fork(started, 0)
 
 
 # --- what is shared -----------------------------------------------------------------------------------------------
@@ -294,3 +309,27 @@ def test_a_fork_that_owns_the_compensations_has_the_children_undo_themselves(liv
     assert child.status() is Status.COMPENSATED
     assert (forked.status(), started.status()) == (Status.COMPENSATED, Status.TERMINATED)
     assert json.loads(forked.row(2).result or "0") is None
+
+
+def test_a_fork_that_owns_the_compensations_keeps_the_children_that_it_may_have_to_undo(lives: Worlds) -> None:
+    def workflow(ctx: Context) -> Any:
+        ctx.run(step("ordering"))
+        ctx.run(step("ship"))
+
+    started = terminated(lives, workflow, ordering=ordering)
+    child = started.child(0)
+    forked = fork(started, 1, owns=True)
+    forked.go_on()
+    retention = Retention(started.store, started.settings, started.clock)
+    for owner in (started, child):
+        with started.store.begin("finished") as connection:
+            instances.delete_finish(connection, owner.instance_id, owner.generation)
+    started.clock.advance(1)
+    assert retention.purge(timedelta(0), None) == 1
+    forked.run(1, FAILS)
+    run_everything(forked)
+    assert (forked.status(), child.status()) == (Status.COMPENSATED, Status.COMPENSATED)
+    with started.store.begin("finished") as connection:
+        instances.delete_finish(connection, forked.instance_id, forked.generation)
+    started.clock.advance(1)
+    assert retention.purge(timedelta(0), None) == 2

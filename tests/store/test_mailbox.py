@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from orchestrator import errors
 from orchestrator.core.context import Context
 from orchestrator.core.records import State
 from orchestrator.runtime.mail import read_message
-from orchestrator.store import due, history, instances, mailbox
+from orchestrator.store import due, instances, mailbox, tables
 from orchestrator.store.instances import Status
 from orchestrator.store.mailbox import MailKind, NewMail
 from orchestrator.store.tables import instance as instance_table
@@ -300,7 +300,7 @@ def test_sending_does_not_wait_for_the_receivers_lock(lives: Worlds, another_pro
 def end_and_purge(world: World) -> None:
     """Remove an instance as a purge does: its mail may be on its way still."""
     with world.store.begin("purge") as connection:
-        history.delete_history(connection, world.instance_id)
+        connection.execute(delete(tables.history).where(tables.history.c.instance_id == world.instance_id))
         connection.execute(instance_table.delete().where(instance_table.c.id == world.instance_id))
 
 

@@ -79,7 +79,18 @@ def add_ended(store: Store, *instance_ids: str, **values: Any) -> None:
 
 
 def purge(store: Store, older_than: Any = timedelta(days=1), statuses: Any = None) -> int:
-    return Retention(store, Settings(), lambda: NOW).purge(older_than, statuses)
+    return purge_as_counted(retention_of(store), older_than, statuses)
+
+
+def retention_of(store: Store) -> Retention:
+    return Retention(store, Settings(), lambda: NOW)
+
+
+def purge_as_counted(retention: Retention, older_than: Any, statuses: Any) -> int:
+    """Purge, and see that it deletes as many as it was said that it would."""
+    counted = retention.count(older_than, statuses)
+    assert retention.purge(older_than, statuses) == counted
+    return counted
 
 
 def ids(store: Store) -> set[str]:
@@ -101,7 +112,7 @@ def ended(world: World) -> None:
 
 def purge_world(world: World) -> int:
     world.clock.advance(1)
-    return Retention(world.store, world.settings, world.clock).purge(timedelta(0), None)
+    return purge_as_counted(Retention(world.store, world.settings, world.clock), timedelta(0), None)
 
 
 def one(ctx: Context) -> Any:
@@ -299,14 +310,14 @@ def test_an_instance_that_somebody_has_locked_is_left_for_later(store: Store) ->
     add_ended(store, "order-1", "order-2", "order-3")
     with store.begin("repair") as connection:
         instances.lock_instance(connection, "order-2")
-        assert purge(store) == 2
+        assert retention_of(store).purge(timedelta(days=1), None) == 2
         assert ids(store) == {"order-2"}
     assert purge(store) == 1
 
 
 def test_of_4_that_purge_at_once_each_counts_its_own(store: Store) -> None:
     add_ended(store, *(f"order-{number}" for number in range(250)))
-    purged = at_once(*[lambda: purge(store)] * 4)
+    purged = at_once(*[lambda: retention_of(store).purge(timedelta(days=1), None)] * 4)
     assert sum(purged) == 250
     assert ids(store) == set()
 

@@ -20,7 +20,6 @@ from orchestrator.runtime.transactional import PURPOSE, GivenUp, TransactionalBo
 from orchestrator.store import tables
 from orchestrator.store.engine import Store
 from orchestrator.store.history import HistoryRow
-from tests.conftest import STORES
 
 from .locks import before_commit, lose_answer
 from .world import World, at_once, step
@@ -35,8 +34,8 @@ account = Table(
 Body = Callable[..., Any]
 
 #: What is the same for every store is tried on one; what SQLite does not know, on the others.
-on_sqlite = pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
-on_servers = pytest.mark.parametrize("store_url", ["postgresql", "mysql"], indirect=True)
+on_sqlite = pytest.mark.parametrize("shared_databases", ["sqlite"], indirect=True)
+on_servers = pytest.mark.parametrize("shared_databases", ["postgresql", "mysql"], indirect=True)
 
 
 class Bank:
@@ -65,14 +64,10 @@ def pays(ctx: Context) -> Any:
     return ctx.run(step("charge"))
 
 
-@pytest.fixture(scope="module", params=STORES)
-def store_url(request: pytest.FixtureRequest) -> Iterator[str]:
+@pytest.fixture
+def store_url(shared_url: str) -> str:
     """One database of each kind for all tests here, which leave it empty."""
-    name = "sqlite_files" if request.param == "sqlite" else f"{request.param}_databases"
-    databases = request.getfixturevalue(name)
-    url = databases.create()
-    yield url
-    databases.drop(url)
+    return shared_url
 
 
 @pytest.fixture

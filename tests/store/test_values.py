@@ -8,14 +8,16 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 
 from orchestrator import RetryPolicy, codec
 from orchestrator.core.context import Context
 from orchestrator.core.records import Outcome
-from orchestrator.store import history, instances
+from orchestrator.store import history, instances, tables
 from orchestrator.store.engine import Store
 from orchestrator.store.history import HistoryRow
 from orchestrator.store.instances import Status
+from orchestrator.store.past import as_history
 
 from .world import World, step, succeeds
 
@@ -116,7 +118,7 @@ def test_a_record_comes_back_as_it_was_inserted(world: Worlds) -> None:
     )
     assert codec.decode(row.compensation or "")["name"] == "undo"
     with started.store.read("look") as connection:
-        [record] = history.as_history(started.instance, history.load_rows(connection, "order-1", 0)).records
+        [record] = as_history(started.instance, history.load_rows(connection, "order-1", 0)).records
     assert record.compensation is not None
     assert (record.compensation.name, record.compensation.arguments) == ("undo", '{"args":["x"],"kwargs":{}}')
     assert record.idempotency_key == f"order-1:{started.generation}:0:0"
@@ -129,7 +131,7 @@ def test_the_inbox_is_what_came_in_by_order(world: Worlds) -> None:
     started.clock.advance(1)
     started.time_out(0)
     with started.store.read("look") as connection:
-        past = history.as_history(started.instance, history.load_rows(connection, "order-1", 0))
+        past = as_history(started.instance, history.load_rows(connection, "order-1", 0))
     assert [(event.order, getattr(event, "seq", None)) for event in past.inbox] == [(1, 2), (2, 0)]
     assert [record.outcome for record in past.records] == [Outcome.WITHDRAWN, None, Outcome.SUCCEEDED]
 
@@ -139,7 +141,7 @@ def test_history_is_deleted_with_one_instance_alone(world: Worlds) -> None:
     for instance_id in ("order-1", "Order-1"):
         started.start("one", instance_id=instance_id)
     with started.store.begin("purge") as connection:
-        history.delete_history(connection, "order-1")
+        connection.execute(delete(tables.history).where(tables.history.c.instance_id == "order-1"))
         assert history.load_rows(connection, "order-1", 0) == []
     assert [row.instance_id for row in started.rows()] == ["Order-1"]
 

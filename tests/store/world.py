@@ -31,9 +31,10 @@ from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.timers import Timers
 from orchestrator.store import due, history, instances, mailbox, tables, workers
 from orchestrator.store.engine import Store
-from orchestrator.store.history import Claimant, HistoryRow, StepKey, as_history
+from orchestrator.store.history import Claimant, HistoryRow, StepKey
 from orchestrator.store.instances import Instance, Status
 from orchestrator.store.mailbox import Mail, NewMail
+from orchestrator.store.past import as_history
 from orchestrator.store.workers import Worker
 from tests.core.host import FakeHost, Signature, failure
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, Table, column, inspect, select, table
 from orchestrator.store.tables import VERSION_TABLE, metadata
 
 #: The newest revision under ``versions/``; a test compares.
-HEAD = "0002"
+HEAD = "0003"
 _LOCK = 0x53414741  # "SAGA": the number of PostgreSQL's advisory lock
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects import mysql
 
+from orchestrator.store.migrations.columns import identifier, payload
 from orchestrator.store.tables import Instant
 
 revision = "0001"
@@ -18,28 +18,18 @@ branch_labels = None
 depends_on = None
 
 
-def _id(length: int) -> sa.String:
-    return sa.String(length).with_variant(
-        mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
-    )
-
-
-def _payload() -> sa.Text:
-    return sa.Text().with_variant(mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
-
-
 def upgrade() -> None:
     op.create_table(
         "orchestrator_attribute",
-        sa.Column("instance_id", _id(200), nullable=False),
-        sa.Column("name", _id(100), nullable=False),
-        sa.Column("value", _id(255), nullable=False),
+        sa.Column("instance_id", identifier(200), nullable=False),
+        sa.Column("name", identifier(100), nullable=False),
+        sa.Column("value", identifier(255), nullable=False),
         sa.PrimaryKeyConstraint("instance_id", "name"),
     )
     op.create_index("orchestrator_attribute_value", "orchestrator_attribute", ["name", "value"], unique=False)
     op.create_table(
         "orchestrator_finish",
-        sa.Column("instance_id", _id(200), nullable=False),
+        sa.Column("instance_id", identifier(200), nullable=False),
         sa.Column("generation", sa.String(length=32), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("due_at", Instant(), nullable=False),
@@ -48,21 +38,21 @@ def upgrade() -> None:
     op.create_index("orchestrator_finish_due", "orchestrator_finish", ["due_at"], unique=False)
     op.create_table(
         "orchestrator_history",
-        sa.Column("instance_id", _id(200), nullable=False),
+        sa.Column("instance_id", identifier(200), nullable=False),
         sa.Column("run", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("seq", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("generation", sa.String(length=32), nullable=False),
         sa.Column("kind", sa.String(length=16), nullable=False),
-        sa.Column("name", _id(255), nullable=False),
-        sa.Column("scope", _id(255), nullable=False),
+        sa.Column("name", identifier(255), nullable=False),
+        sa.Column("scope", identifier(255), nullable=False),
         sa.Column("undoes", sa.Integer(), nullable=True),
         sa.Column("after_order", sa.Integer(), nullable=False),
-        sa.Column("arguments", _payload(), nullable=True),
-        sa.Column("options", _payload(), nullable=True),
+        sa.Column("arguments", payload(), nullable=True),
+        sa.Column("options", payload(), nullable=True),
         sa.Column("passes", sa.String(length=8), nullable=True),
-        sa.Column("compensation", _payload(), nullable=True),
+        sa.Column("compensation", payload(), nullable=True),
         sa.Column("inherits_compensation", sa.Boolean(), nullable=False),
-        sa.Column("retry", _payload(), nullable=True),
+        sa.Column("retry", payload(), nullable=True),
         sa.Column("timeout_seconds", sa.Float(), nullable=True),
         sa.Column("is_foreign", sa.Boolean(), nullable=False),
         sa.Column("lane", sa.Integer(), nullable=True),
@@ -81,15 +71,15 @@ def upgrade() -> None:
         sa.Column("wake", sa.String(length=8), nullable=True),
         sa.Column("outcome", sa.String(length=12), nullable=True),
         sa.Column("settled_order", sa.Integer(), nullable=True),
-        sa.Column("result", _payload(), nullable=True),
-        sa.Column("failure", _payload(), nullable=True),
+        sa.Column("result", payload(), nullable=True),
+        sa.Column("failure", payload(), nullable=True),
         sa.Column("is_timed_out", sa.Boolean(), nullable=False),
         sa.Column("late_outcome", sa.String(length=12), nullable=True),
         sa.Column("late_order", sa.Integer(), nullable=True),
-        sa.Column("late_result", _payload(), nullable=True),
+        sa.Column("late_result", payload(), nullable=True),
         sa.Column("late_at", Instant(), nullable=True),
-        sa.Column("strays", _payload(), nullable=True),
-        sa.Column("resolution", _payload(), nullable=True),
+        sa.Column("strays", payload(), nullable=True),
+        sa.Column("resolution", payload(), nullable=True),
         sa.Column("scheduled_at", Instant(), nullable=False),
         sa.Column("dispatched_at", Instant(), nullable=True),
         sa.Column("started_at", Instant(), nullable=True),
@@ -112,19 +102,19 @@ def upgrade() -> None:
     )
     op.create_table(
         "orchestrator_instance",
-        sa.Column("id", _id(200), nullable=False),
+        sa.Column("id", identifier(200), nullable=False),
         sa.Column("generation", sa.String(length=32), nullable=False),
-        sa.Column("workflow", _id(255), nullable=False),
-        sa.Column("queue", _id(255), nullable=True),
+        sa.Column("workflow", identifier(255), nullable=False),
+        sa.Column("queue", identifier(255), nullable=True),
         sa.Column("status", sa.String(length=20), nullable=False),
         sa.Column("run", sa.Integer(), nullable=False),
-        sa.Column("input", _payload(), nullable=False),
-        sa.Column("result", _payload(), nullable=True),
-        sa.Column("failure", _payload(), nullable=True),
-        sa.Column("blocked", _payload(), nullable=True),
-        sa.Column("not_undone", _payload(), nullable=True),
-        sa.Column("progress", _payload(), nullable=True),
-        sa.Column("request", _payload(), nullable=True),
+        sa.Column("input", payload(), nullable=False),
+        sa.Column("result", payload(), nullable=True),
+        sa.Column("failure", payload(), nullable=True),
+        sa.Column("blocked", payload(), nullable=True),
+        sa.Column("not_undone", payload(), nullable=True),
+        sa.Column("progress", payload(), nullable=True),
+        sa.Column("request", payload(), nullable=True),
         sa.Column("waiting", sa.Integer(), nullable=False),
         sa.Column("wait_number", sa.Integer(), nullable=False),
         sa.Column("next_seq", sa.Integer(), nullable=False),
@@ -134,7 +124,7 @@ def upgrade() -> None:
         sa.Column("pass_due_at", Instant(), nullable=True),
         sa.Column("pass_attempts", sa.Integer(), nullable=False),
         sa.Column("pass_publications", sa.Integer(), nullable=False),
-        sa.Column("refused", _payload(), nullable=True),
+        sa.Column("refused", payload(), nullable=True),
         sa.Column("created_at", Instant(), nullable=False),
         sa.Column("started_at", Instant(), nullable=True),
         sa.Column("last_at", Instant(), nullable=False),
@@ -159,9 +149,9 @@ def upgrade() -> None:
         sa.Column("beat_at", Instant(), nullable=False),
         sa.Column("started_at", Instant(), nullable=False),
         sa.Column("dead_at", Instant(), nullable=True),
-        sa.Column("workflows", _payload(), nullable=False),
-        sa.Column("tasks", _payload(), nullable=False),
-        sa.Column("queues", _payload(), nullable=False),
+        sa.Column("workflows", payload(), nullable=False),
+        sa.Column("tasks", payload(), nullable=False),
+        sa.Column("queues", payload(), nullable=False),
         sa.PrimaryKeyConstraint("incarnation"),
     )
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects import mysql
 
+from orchestrator.store.migrations.columns import counter, identifier, payload
 from orchestrator.store.tables import Instant
 
 revision = "0002"
@@ -22,37 +22,23 @@ branch_labels = None
 depends_on = None
 
 
-def _id(length: int) -> sa.String:
-    return sa.String(length).with_variant(
-        mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
-    )
-
-
-def _payload() -> sa.Text:
-    return sa.Text().with_variant(mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
-
-
-def _counter() -> sa.BigInteger:
-    return sa.BigInteger().with_variant(sa.Integer, "sqlite")
-
-
 def _claim(name: str) -> sa.Column[bool]:
     return sa.Column(name, sa.Boolean(), nullable=False, server_default=sa.false())
 
 
 def _instance_columns() -> list[sa.Column[Any]]:
     return [
-        sa.Column("parent_id", _id(200), nullable=True),
+        sa.Column("parent_id", identifier(200), nullable=True),
         sa.Column("parent_generation", sa.String(length=32), nullable=True),
         sa.Column("parent_run", sa.Integer(), nullable=True),
         sa.Column("parent_seq", sa.Integer(), nullable=True),
-        sa.Column("root_id", _id(200), nullable=True),
+        sa.Column("root_id", identifier(200), nullable=True),
         _claim("parks"),
         _claim("is_past_pivot"),
         sa.Column("blocked_steps", sa.Integer(), nullable=False, server_default="0"),
         sa.Column("cancel_order", sa.Integer(), nullable=True),
         sa.Column("cancel_at", Instant(), nullable=True),
-        sa.Column("cancel_reason", _payload(), nullable=True),
+        sa.Column("cancel_reason", payload(), nullable=True),
         sa.Column("deadline_at", Instant(), nullable=True),
         sa.Column("deadline_order", sa.Integer(), nullable=True),
         sa.Column("deadline_passed_at", Instant(), nullable=True),
@@ -61,7 +47,7 @@ def _instance_columns() -> list[sa.Column[Any]]:
         sa.Column("undo_seq", sa.Integer(), nullable=True),
         sa.Column("mail", sa.Integer(), nullable=False, server_default="0"),
         sa.Column("run_started_at", Instant(), nullable=True),
-        sa.Column("seeds", _payload(), nullable=True),
+        sa.Column("seeds", payload(), nullable=True),
     ]
 
 
@@ -76,7 +62,7 @@ def _history_columns() -> list[sa.Column[Any]]:
     return [
         sa.Column("lane_width", sa.Integer(), nullable=True),
         sa.Column("role", sa.String(length=8), nullable=True),
-        sa.Column("child_id", _id(200), nullable=True),
+        sa.Column("child_id", identifier(200), nullable=True),
         _claim("is_detached"),
     ]
 
@@ -84,23 +70,23 @@ def _history_columns() -> list[sa.Column[Any]]:
 def _tables() -> dict[str, list[Any]]:
     return {
         "orchestrator_run": [
-            sa.Column("instance_id", _id(200), nullable=False),
+            sa.Column("instance_id", identifier(200), nullable=False),
             sa.Column("run", sa.Integer(), autoincrement=False, nullable=False),
             sa.Column("generation", sa.String(length=32), nullable=False),
-            sa.Column("input", _payload(), nullable=False),
+            sa.Column("input", payload(), nullable=False),
             sa.Column("started_at", Instant(), nullable=False),
             sa.Column("ended_at", Instant(), nullable=False),
             sa.PrimaryKeyConstraint("instance_id", "run"),
         ],
         "orchestrator_message": [
-            sa.Column("id", _counter(), autoincrement=True, nullable=False),
-            sa.Column("address", _id(310), nullable=False),
-            sa.Column("message_id", _id(200), nullable=True),
-            sa.Column("instance_id", _id(200), nullable=True),
+            sa.Column("id", counter(), autoincrement=True, nullable=False),
+            sa.Column("address", identifier(310), nullable=False),
+            sa.Column("message_id", identifier(200), nullable=True),
+            sa.Column("instance_id", identifier(200), nullable=True),
             sa.Column("generation", sa.String(length=32), nullable=True),
             sa.Column("kind", sa.String(length=8), nullable=False),
-            sa.Column("channel", _id(100), nullable=False),
-            sa.Column("payload", _payload(), nullable=True),
+            sa.Column("channel", identifier(100), nullable=False),
+            sa.Column("payload", payload(), nullable=True),
             sa.Column("sent_at", Instant(), nullable=False),
             sa.Column("run", sa.Integer(), nullable=True),
             sa.Column("taken_order", sa.Integer(), nullable=True),
@@ -109,36 +95,48 @@ def _tables() -> dict[str, list[Any]]:
             sa.Column("attempts", sa.Integer(), nullable=False),
             sa.Column("due_at", Instant(), nullable=True),
             sa.PrimaryKeyConstraint("id"),
-            sa.Index("orchestrator_message_once", "address", "message_id", unique=True),
-            sa.Index("orchestrator_message_taken", "instance_id", "run", "taken_order"),
-            sa.Index("orchestrator_message_shared", "channel", "instance_id", "id"),
-            sa.Index("orchestrator_message_due", "due_at"),
         ],
         "orchestrator_subscription": [
-            sa.Column("instance_id", _id(200), nullable=False),
-            sa.Column("channel", _id(100), nullable=False),
+            sa.Column("instance_id", identifier(200), nullable=False),
+            sa.Column("channel", identifier(100), nullable=False),
             sa.Column("generation", sa.String(length=32), nullable=False),
             sa.Column("mode", sa.String(length=10), nullable=False),
             sa.Column("created_at", Instant(), nullable=False),
             sa.PrimaryKeyConstraint("instance_id", "channel"),
-            sa.Index("orchestrator_subscription_channel", "channel", "mode"),
         ],
         "orchestrator_outbox": [
-            sa.Column("id", _counter(), autoincrement=True, nullable=False),
-            sa.Column("task_id", _id(255), nullable=False),
-            sa.Column("signature", _payload(), nullable=False),
+            sa.Column("id", counter(), autoincrement=True, nullable=False),
+            sa.Column("task_id", identifier(255), nullable=False),
+            sa.Column("signature", payload(), nullable=False),
             sa.Column("attempts", sa.Integer(), nullable=False),
             sa.Column("created_at", Instant(), nullable=False),
             sa.Column("due_at", Instant(), nullable=False),
             sa.PrimaryKeyConstraint("id"),
-            sa.Index("orchestrator_outbox_due", "due_at"),
         ],
         "orchestrator_purged": [
-            sa.Column("instance_id", _id(200), nullable=False),
+            sa.Column("instance_id", identifier(200), nullable=False),
             sa.Column("purged_at", Instant(), nullable=False),
             sa.PrimaryKeyConstraint("instance_id"),
         ],
     }
+
+
+#: Apart from their tables: MySQL commits each of these statements by itself.
+_INDEXES_OF_TABLES = {
+    "orchestrator_message": {
+        "orchestrator_message_once": ["address", "message_id"],
+        "orchestrator_message_taken": ["instance_id", "run", "taken_order"],
+        "orchestrator_message_shared": ["channel", "instance_id", "id"],
+        "orchestrator_message_due": ["due_at"],
+    },
+    "orchestrator_subscription": {
+        "orchestrator_subscription_channel": ["channel", "mode"],
+    },
+    "orchestrator_outbox": {
+        "orchestrator_outbox_due": ["due_at"],
+    },
+}
+_UNIQUE = ("orchestrator_message_once",)
 
 
 def upgrade() -> None:
@@ -158,6 +156,11 @@ def upgrade() -> None:
     for table, parts in _tables().items():
         if not inspector.has_table(table):
             op.create_table(table, *parts)
+    for table, wanted in _INDEXES_OF_TABLES.items():
+        made = {index["name"] for index in sa.inspect(op.get_bind()).get_indexes(table)}
+        for name, names in wanted.items():
+            if name not in made:
+                op.create_index(name, table, names, unique=name in _UNIQUE)
 
 
 def downgrade() -> None:
