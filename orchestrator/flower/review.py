@@ -64,8 +64,7 @@ class Review:
 def read(orchestrator: Orchestrator, instance_id: str, part: Part) -> Review:
     """Read an instance; payloads come from its handle, which masks them.  Raises ``UnknownInstance``."""
     handle = orchestrator.get(instance_id)
-    description = handle.describe()
-    run = description.run if part.run is None else part.run
+    run = handle.describe().run if part.run is None else part.run
     limit = 1 if part.is_alone else RECORDS + 1
     entries = handle.history(run, from_seq=part.from_seq, limit=limit)
     with orchestrator.current.store.read("review") as connection:
@@ -78,6 +77,8 @@ def read(orchestrator: Orchestrator, instance_id: str, part: Part) -> Review:
         forks = reviewing.list_forks(connection, instance_id, OTHERS)
         runs = reviewing.list_latest_runs(connection, instance_id, OTHERS)
         letters = reviewing.list_letters(connection, instance_id, OTHERS)
+    # last: what was not open any more has had its effect on the status by now, so a page that is final shows the end
+    description = handle.describe()
     now = datetime.now(UTC)
     return Review(
         description,

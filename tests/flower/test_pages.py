@@ -16,6 +16,9 @@ from sqlalchemy import event
 
 from orchestrator import Context, Orchestrator
 from orchestrator.errors import StoreUnreachable
+from orchestrator.flower import review
+from orchestrator.flower.review import Part
+from orchestrator.store import reviewing
 from orchestrator.store.instances import set_attributes
 from tests.store.world import FAILS, LOST, World, step, succeeds
 from tests.waiting import wait_until
@@ -419,3 +422,21 @@ def test_flowers_url_prefix_is_put_before_our_pages(orchestrator: Orchestrator, 
 def test_what_pages_load_comes_from_flower_itself(site: Site, asset: str) -> None:
     assert site.client.get(f"/workflow-assets/{asset}").status_code == 200
     assert not re.findall(r'(?:src|href)="(?:https?:)?//(?!flower.readthedocs|github.com)', site.list())
+
+
+def test_a_repair_that_ends_while_its_page_is_read_is_not_missed(
+    orchestrator: Orchestrator, worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = order(worlds, "read-1")
+    world.run(4, succeeds(None))
+    orchestrator.get("read-1").retry_compensation(3)
+    list_undoing = reviewing.list_undoing
+
+    def repaired_meanwhile(*args: Any) -> Any:
+        world.run(-1, succeeds(None))
+        return list_undoing(*args)
+
+    monkeypatch.setattr(reviewing, "list_undoing", repaired_meanwhile)
+    shown = review.read(orchestrator, "read-1", Part())
+    # a page that neither shows the end nor goes on looking would stay as it is for ever
+    assert (shown.description.status, shown.is_live) == ("COMPENSATED", False)

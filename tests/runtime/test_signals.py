@@ -179,7 +179,7 @@ def test_the_life_of_a_saga_is_told_step_by_step(cluster: Cluster) -> None:
     handle = cluster.run("undoes")
     wait_told(cluster, handle.id, "instance_ended")
     wait_until(lambda: count_owed(cluster) == 0, "everything having been told")
-    told = list_told(cluster, handle.id)
+    told = [each for each in list_told(cluster, handle.id) if each["signal"] != "replay_slow"]  # a slow machine's
     assert {each["workflow"] for each in told} == {f"{__name__}.undoes"}
     assert [each["signal"] for each in told if each["signal"].startswith("instance")] == [
         "instance_started",
