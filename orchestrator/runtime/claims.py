@@ -14,9 +14,10 @@ from orchestrator.runtime.notices import Notice
 from orchestrator.runtime.observing import Observers
 from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.transactions import Clock, utc_now
-from orchestrator.store import history, workers
+from orchestrator.store import claiming, history, workers
+from orchestrator.store.claiming import Claimant
 from orchestrator.store.engine import Store
-from orchestrator.store.history import Claimant, HistoryRow, StepKey
+from orchestrator.store.history import HistoryRow, StepKey
 
 
 class Claims:
@@ -62,7 +63,7 @@ class Claims:
                     return row
                 now = self.clock()
                 tried_at.add(now)
-                claimed = history.claim(connection, key, name, dispatch, claimant, now, compensation)
+                claimed = claiming.claim(connection, key, name, dispatch, claimant, now, compensation)
                 if claimed is not None and self.observers is not None:
                     told[:] = self.observers.note_claim(connection, claimed, now)
                 return claimed

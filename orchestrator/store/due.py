@@ -9,7 +9,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, func, select, update
 
 from orchestrator.core.records import Kind, State
-from orchestrator.store.history import Claimant, HistoryRow, StepKey, list_rows, own_row
+from orchestrator.store.claiming import Claimant
+from orchestrator.store.history import HistoryRow, StepKey, list_rows, own_row
 from orchestrator.store.tables import finish, history, instance, message, outbox, worker
 
 _OPEN = (State.RUNNING, State.TIMED_OUT)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, exists, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, insert, literal_column, or_, select, update
 
 from orchestrator import codec
 from orchestrator.core.records import (
@@ -20,7 +20,8 @@ from orchestrator.core.records import (
 )
 from orchestrator.core.retry import RetryPolicy
 from orchestrator.store.instances import Instance
-from orchestrator.store.tables import history, worker
+from orchestrator.store.prepared import Prepared, PreparedWrites
+from orchestrator.store.tables import history
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,8 @@ class HistoryRow:
         return replace(self, **values)
 
 
-_COLUMNS = [history.c[name] for name in HistoryRow.__slots__]
+#: What a ``HistoryRow`` is read from.
+COLUMNS = [history.c[name] for name in HistoryRow.__slots__]
 _ENUMS = [
     (HistoryRow.__slots__.index(name), kind)
     for name, kind in (
@@ -182,7 +184,7 @@ FRESH: dict[str, Any] = {
 }
 
 
-def _row(values: Any) -> HistoryRow:
+def read_row(values: Any) -> HistoryRow:
     fields = list(values)
     for index, kind in _ENUMS:
         if fields[index] is not None:
@@ -203,23 +205,53 @@ def own_row(key: StepKey) -> tuple[Any, ...]:
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
+#: The conditions that one record meets, for prepared statements; ``own`` gives their parameters.
+OWN_ROW = (
+    history.c.instance_id == bindparam("own_instance"),
+    history.c.run == bindparam("own_run"),
+    history.c.seq == bindparam("own_seq"),
+    history.c.generation == bindparam("own_generation"),
+)
+
+
+def own(key: StepKey) -> dict[str, Any]:
+    """Return the parameters of a prepared statement about one record."""
+    return {
+        "own_instance": key.instance_id,
+        "own_run": key.run,
+        "own_seq": key.seq,
+        "own_generation": key.generation,
+    }
+
+
+_find_row = Prepared(select(*COLUMNS).where(*OWN_ROW))
+
+
 def find_row(connection: Connection, key: StepKey) -> HistoryRow | None:
-    row = connection.execute(select(*_COLUMNS).where(*own_row(key))).first()
-    return None if row is None else _row(row)
+    row = _find_row.first(connection, own(key))
+    return None if row is None else read_row(row)
+
+
+_own_run = (history.c.instance_id == bindparam("own_instance"), history.c.run == bindparam("own_run"))
+_load_rows = Prepared(select(*COLUMNS).where(*_own_run).order_by(history.c.seq))
+_load_rows_from = Prepared(
+    select(*COLUMNS).where(*_own_run, history.c.seq >= bindparam("from_seq")).order_by(history.c.seq)
+)
 
 
 def load_rows(
     connection: Connection, instance_id: str, run: int, *, from_seq: int | None = None, limit: int | None = None
 ) -> list[HistoryRow]:
     """Return all that a run has recorded, by ``seq``; an operator's own records (below zero) first."""
-    statement = (
-        select(*_COLUMNS).where(history.c.instance_id == instance_id, history.c.run == run).order_by(history.c.seq)
-    )
-    if from_seq is not None:
-        statement = statement.where(history.c.seq >= from_seq)
+    given = {"own_instance": instance_id, "own_run": run}
     if limit is not None:
-        statement = statement.limit(limit)
-    return [_row(row) for row in connection.execute(statement)]
+        statement = select(*COLUMNS).where(history.c.instance_id == instance_id, history.c.run == run)
+        if from_seq is not None:
+            statement = statement.where(history.c.seq >= from_seq)
+        return [read_row(row) for row in connection.execute(statement.order_by(history.c.seq).limit(limit))]
+    if from_seq is None:
+        return [read_row(row) for row in _load_rows.rows(connection, given)]
+    return [read_row(row) for row in _load_rows_from.rows(connection, {**given, "from_seq": from_seq})]
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,87 +276,105 @@ def list_parts(connection: Connection, instance_id: str, run: int) -> list[Part]
 def list_rows(
     connection: Connection, conditions: Sequence[Any], limit: int, order: Sequence[Any] = (history.c.due_at,)
 ) -> list[HistoryRow]:
-    statement = select(*_COLUMNS).where(*conditions).order_by(*order).limit(limit)
-    return [_row(row) for row in connection.execute(statement)]
+    statement = select(*COLUMNS).where(*conditions).order_by(*order).limit(limit)
+    return [read_row(row) for row in connection.execute(statement)]
+
+
+_find_held = Prepared(
+    select(*COLUMNS)
+    .where(*_own_run, history.c.lane == bindparam("own_lane"), history.c.state == State.HELD)
+    .order_by(history.c.seq)
+    .limit(literal_column("1"))
+)
 
 
 def find_held(connection: Connection, row: HistoryRow) -> HistoryRow | None:
     """Return the record of the same map that is next to be dispatched."""
-    statement = (
-        select(*_COLUMNS)
-        .where(
-            history.c.instance_id == row.instance_id,
-            history.c.run == row.run,
-            history.c.lane == row.lane,
-            history.c.state == State.HELD,
-        )
-        .order_by(history.c.seq)
-        .limit(1)
-    )
-    found = connection.execute(statement).first()
-    return None if found is None else _row(found)
+    found = _find_held.first(connection, {"own_instance": row.instance_id, "own_run": row.run, "own_lane": row.lane})
+    return None if found is None else read_row(found)
 
 
 def list_subscribing(connection: Connection, instance_id: str, before_run: int) -> list[HistoryRow]:
     """Return what the runs before ``before_run`` have subscribed to and unsubscribed from, in that order."""
     kinds = (Kind.SUBSCRIBE, Kind.UNSUBSCRIBE)
     own = (history.c.instance_id == instance_id, history.c.run < before_run, history.c.kind.in_(kinds))
-    statement = select(*_COLUMNS).where(*own).order_by(history.c.run, history.c.seq)
-    return [_row(row) for row in connection.execute(statement)]
+    statement = select(*COLUMNS).where(*own).order_by(history.c.run, history.c.seq)
+    return [read_row(row) for row in connection.execute(statement)]
 
 
 def list_awaited_receives(connection: Connection, waiting: Instance) -> list[HistoryRow]:
     """Return the receives that an instance waits for and that no message was counted for, by ``seq``."""
-    statement = select(*_COLUMNS).where(
+    statement = select(*COLUMNS).where(
         history.c.instance_id == waiting.id,
         history.c.run == waiting.run,
         history.c.awaited == waiting.wait_number,
         history.c.kind == Kind.RECEIVE,
         history.c.state == State.SCHEDULED,
     )
-    return [_row(row) for row in connection.execute(statement.order_by(history.c.seq))]
+    return [read_row(row) for row in connection.execute(statement.order_by(history.c.seq))]
 
 
 def list_blocked(connection: Connection, blocked: Instance) -> list[HistoryRow]:
     """Return the steps that an operator has to decide on, by ``seq``."""
     timed_out = and_(history.c.state == State.RUNNING, history.c.is_timed_out)
-    statement = select(*_COLUMNS).where(
+    statement = select(*COLUMNS).where(
         history.c.instance_id == blocked.id,
         history.c.run == blocked.run,
         or_(history.c.state == State.BLOCKED, timed_out),
     )
-    return [_row(row) for row in connection.execute(statement.order_by(history.c.seq))]
+    return [read_row(row) for row in connection.execute(statement.order_by(history.c.seq))]
 
 
 def find_undoing(connection: Connection, key: StepKey) -> HistoryRow | None:
     """Return the compensation that was scheduled for a step."""
-    statement = select(*_COLUMNS).where(
+    statement = select(*COLUMNS).where(
         history.c.instance_id == key.instance_id,
         history.c.run == key.run,
         history.c.undoes == key.seq,
         history.c.seq >= 0,
     )
     found = connection.execute(statement.order_by(history.c.seq.desc()).limit(1)).first()
-    return None if found is None else _row(found)
+    return None if found is None else read_row(found)
 
 
 # --- writing, under the instance's lock ---------------------------------------------------------------------------
 
 
+_insert_row = PreparedWrites(lambda columns: insert(history).values({name: bindparam(name) for name in columns}))
+
+
 def insert_rows(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-    if rows:
-        connection.execute(insert(history), [{**FRESH, **row} for row in rows])
+    """Insert records; what of ``FRESH`` they do not say holds for them."""
+    if not rows:
+        return
+    every = [{**FRESH, **row} for row in rows]
+    # what is null in all of them is left out: the columns are many, and most of them are
+    used = tuple(name for name in every[0] if any(row[name] is not None for row in every))
+    if len(every) == 1:
+        _insert_row.of(used).run(connection, every[0])
+    else:
+        connection.execute(insert(history), [{name: row[name] for name in used} for row in every])
+
+
+_change_row = PreparedWrites(
+    lambda columns: (
+        update(history)
+        .where(
+            *OWN_ROW,
+            history.c.state == bindparam("was_state"),
+            history.c.attempt == bindparam("was_attempt"),
+            history.c.dispatch == bindparam("was_dispatch"),
+        )
+        .values({name: bindparam(f"new_{name}") for name in columns})
+    )
+)
 
 
 def change_row(connection: Connection, row: HistoryRow, values: Mapping[str, Any]) -> bool:
     """Write ``values``, if the record still is in the state, attempt and dispatch in which ``row`` was read."""
-    statement = update(history).where(
-        *own_row(row.key),
-        history.c.state == row.state,
-        history.c.attempt == row.attempt,
-        history.c.dispatch == row.dispatch,
-    )
-    return connection.execute(statement.values(**values)).rowcount == 1
+    was = {"was_state": row.state, "was_attempt": row.attempt, "was_dispatch": row.dispatch}
+    new = {f"new_{name}": value for name, value in values.items()}
+    return _change_row.of(tuple(sorted(values))).run(connection, {**own(row.key), **was, **new}) == 1
 
 
 def note_on_row(connection: Connection, row: HistoryRow, values: Mapping[str, Any]) -> None:
@@ -348,58 +398,3 @@ def await_rows(connection: Connection, instance: Instance, wait_number: int, wak
     if wakes:
         own = {"own_instance": instance.id, "own_run": instance.run, "new_awaited": wait_number}
         connection.execute(_await_rows, [{**own, "own_seq": seq, "new_wake": wake} for seq, wake in wakes.items()])
-
-
-# --- claiming, without the instance's lock ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Claimant:
-    """Who takes a step: a worker's incarnation, and which of its processes."""
-
-    incarnation: str
-    process: int
-
-
-def claim(
-    connection: Connection,
-    key: StepKey,
-    name: str,
-    dispatch: int,
-    claimant: Claimant,
-    now: datetime,
-    compensation: str | None,
-) -> HistoryRow | None:
-    """Take a scheduled step for one attempt: the only one until it is settled, given back or given up.
-
-    Returns ``None`` where the message is not the newest or names another task, the step is not to be had, or the
-    incarnation was given up.
-    ``compensation`` is the one that only this worker knows; it is recorded unless the step has one, or opted out.
-    """
-    values: dict[str, Any] = {
-        "state": State.RUNNING,
-        "attempt": history.c.attempt + 1,
-        "claim_incarnation": claimant.incarnation,
-        "claim_process": claimant.process,
-        "started_at": now,
-        "publications": 0,
-        "publish_at": None,
-        "expires_at": None,
-        "due_at": history.c.timeout_at,
-    }
-    alive = exists().where(worker.c.incarnation == claimant.incarnation, worker.c.dead_at.is_(None))
-    statement = update(history).where(
-        *own_row(key),
-        history.c.name == name,
-        history.c.state == State.SCHEDULED,
-        history.c.dispatch == dispatch,
-        alive,
-    )
-    if connection.execute(statement.values(**values)).rowcount != 1:
-        return None
-    row = find_row(connection, key)
-    assert row is not None
-    if compensation is not None and row.inherits_compensation and row.compensation is None:
-        note_on_row(connection, row, {"compensation": compensation})
-        row = row.changed({"compensation": compensation})
-    return row

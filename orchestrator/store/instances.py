@@ -10,9 +10,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, exc, insert, literal, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, exc, insert, literal, or_, select, update
 
 from orchestrator.core.records import Payload
+from orchestrator.store.prepared import Prepared, PreparedWrites
 from orchestrator.store.tables import attribute, finish, instance, run
 
 
@@ -176,8 +177,13 @@ def insert_instance(
     return True
 
 
+_own_instance = instance.c.id == bindparam("own_id")
+_find_instance = Prepared(select(*_COLUMNS).where(_own_instance))
+_lock_instance = Prepared(select(*_COLUMNS).where(_own_instance).with_for_update())
+
+
 def find_instance(connection: Connection, instance_id: str) -> Instance | None:
-    row = connection.execute(select(*_COLUMNS).where(instance.c.id == instance_id)).first()
+    row = _find_instance.first(connection, {"own_id": instance_id})
     return None if row is None else _instance(row)
 
 
@@ -199,8 +205,7 @@ def find_instances(connection: Connection, instance_ids: Collection[str]) -> dic
 
 def lock_instance(connection: Connection, instance_id: str) -> Instance | None:
     """Lock the instance and all that belongs to it until the transaction ends."""
-    statement = select(*_COLUMNS).where(instance.c.id == instance_id).with_for_update()
-    row = connection.execute(statement).first()
+    row = _lock_instance.first(connection, {"own_id": instance_id})
     return None if row is None else _instance(row)
 
 
@@ -211,10 +216,16 @@ def lock_free_instances(connection: Connection, instance_ids: Collection[str]) -
     return [_instance(row) for row in connection.execute(statement.with_for_update(skip_locked=True))]
 
 
+_update_instance = PreparedWrites(
+    lambda columns: update(instance).where(_own_instance).values({name: bindparam(f"new_{name}") for name in columns})
+)
+
+
 def update_instance(connection: Connection, locked: Instance, values: Mapping[str, Any]) -> None:
     """Write ``values`` to a locked instance; its version tells others that it changed."""
-    statement = update(instance).where(instance.c.id == locked.id)
-    connection.execute(statement, {**values, "version": locked.version + 1})
+    changed = {**values, "version": locked.version + 1}
+    new = {f"new_{name}": value for name, value in changed.items()}
+    _update_instance.of(tuple(sorted(changed))).run(connection, {"own_id": locked.id, **new})
 
 
 def set_attributes(connection: Connection, instance_id: str, attributes: Mapping[str, Any]) -> None:

@@ -15,8 +15,9 @@ from sqlalchemy import event, insert, update
 from orchestrator import Context, Orchestrator, RetryPolicy, WorkflowHandle, errors
 from orchestrator.core.attempts import AttemptFailed, AttemptLost, AttemptSucceeded, Ended
 from orchestrator.runtime.stuck import Reason, Stuck, find_stuck
-from orchestrator.store import history, instances, tables, workers
-from orchestrator.store.history import Claimant, HistoryRow
+from orchestrator.store import claiming, history, instances, tables, workers
+from orchestrator.store.claiming import Claimant
+from orchestrator.store.history import HistoryRow
 from orchestrator.store.instances import Instance
 from orchestrator.store.workers import Worker
 from tests.core.host import failure
@@ -70,7 +71,7 @@ class Shop:
             assert instance is not None
             (row,) = [each for each in history.load_rows(connection, handle.id, instance.run) if each.seq == seq]
             claimant = Claimant("worker-1", 1)
-            taken = history.claim(connection, row.key, row.name, row.dispatch, claimant, self.now, None)
+            taken = claiming.claim(connection, row.key, row.name, row.dispatch, claimant, self.now, None)
         assert taken is not None
         return taken
 

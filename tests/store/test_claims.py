@@ -12,7 +12,7 @@ from orchestrator import RetryPolicy, codec
 from orchestrator.core.context import Context
 from orchestrator.core.records import Compensation, State
 from orchestrator.store import due, history, workers
-from orchestrator.store.history import Claimant
+from orchestrator.store.claiming import Claimant
 
 from .locks import count_waiting
 from .world import FAILS, World, at_once, join, step, succeeds, wait_until

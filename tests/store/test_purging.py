@@ -19,9 +19,10 @@ from orchestrator.runtime.change import Outbox
 from orchestrator.runtime.retention import BATCH, BATCH_RECORDS, Retention
 from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.starter import NewInstance, Purged, Starter
-from orchestrator.store import due, history, instances, purging, tables
+from orchestrator.store import claiming, due, history, instances, purging, tables
+from orchestrator.store.claiming import Claimant
 from orchestrator.store.engine import Store
-from orchestrator.store.history import Claimant, HistoryRow, StepKey
+from orchestrator.store.history import HistoryRow, StepKey
 from orchestrator.store.instances import Parent, Status
 from orchestrator.store.purging import Criteria
 
@@ -394,7 +395,7 @@ def two(ctx: Context) -> Any:
 
 def claim(world: World, row: HistoryRow) -> object:
     with world.store.begin("claim") as connection:
-        return history.claim(connection, row.key, row.name, row.dispatch, Claimant("worker-1", 1), world.clock(), "{}")
+        return claiming.claim(connection, row.key, row.name, row.dispatch, Claimant("worker-1", 1), world.clock(), "{}")
 
 
 def release(world: World, row: HistoryRow) -> object:

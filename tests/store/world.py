@@ -29,9 +29,10 @@ from orchestrator.runtime.operator import Operator
 from orchestrator.runtime.passes import WorkflowOptions
 from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.timers import Timers
-from orchestrator.store import due, history, instances, mailbox, tables, workers
+from orchestrator.store import claiming, due, history, instances, mailbox, tables, workers
+from orchestrator.store.claiming import Claimant
 from orchestrator.store.engine import Store
-from orchestrator.store.history import Claimant, HistoryRow, StepKey
+from orchestrator.store.history import HistoryRow, StepKey
 from orchestrator.store.instances import Instance, Status
 from orchestrator.store.mailbox import Mail, NewMail
 from orchestrator.store.past import as_history
@@ -240,7 +241,7 @@ class World:
         if dispatch is None:
             dispatch = self.row(seq).dispatch
         with self.store.begin("claim") as connection:
-            return history.claim(
+            return claiming.claim(
                 connection, key, name or self.row(seq).name, dispatch, Claimant(by, 1), self.clock(), compensation
             )
 
