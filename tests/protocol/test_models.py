@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from . import children, mailbox
+from . import children, handoff, mailbox
 from .children import Family
 from .exploring import explore
+from .handoff import Handoff
 from .mailbox import Mailbox
 
 
@@ -70,3 +71,43 @@ def _ends(family: Family) -> set[str]:
                 seen.add(after)
                 todo.append(after)
     return {state.parent for state in seen}
+
+
+@pytest.mark.parametrize("poison", ["", "b", "pass"])
+def test_the_hand_off_holds_with_all_rules(poison: str) -> None:
+    finding = explore(Handoff(frozenset(handoff.RULES), poison=poison))
+    assert not finding.what, finding
+    assert finding.states > 5000
+
+
+@pytest.mark.parametrize(
+    ("rule", "what", "poison"),
+    [
+        ("announced_first", "TWICE", ""),
+        ("both_announced", "TWICE", ""),
+        ("claims_first", "TWICE", ""),
+        ("reconciled", "no end", ""),
+        ("let_go", "no end", ""),
+        ("fenced", "TWICE", ""),
+        ("beat_first", "TWICE", ""),
+        ("same_life", "TWICE", ""),
+        ("orphaned", "no end", ""),
+        ("alone", "POISON", "pass"),
+        ("counted", "POISON", "b"),
+        ("asked", "ENDLESS", ""),
+    ],
+)
+def test_the_hand_off_breaks_without(rule: str, what: str, poison: str) -> None:
+    finding = explore(Handoff(frozenset(handoff.RULES) - {rule}, poison=poison))
+    assert finding.what.startswith(what), finding
+    assert finding.schedule
+
+
+def test_a_claim_that_an_incarnation_makes_which_was_given_up_does_no_harm() -> None:
+    finding = explore(Handoff(frozenset(handoff.RULES), checks_incarnation=False))
+    assert not finding.what, finding
+
+
+def test_what_was_handed_over_when_the_end_is_asked_for_may_as_well_be_run() -> None:
+    finding = explore(Handoff(frozenset(handoff.RULES), releases=False))
+    assert not finding.what, finding
