@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from . import children, handoff, mailbox
+from . import children, handoff, mailbox, unflushed
 from .children import Family
 from .exploring import explore
 from .handoff import Handoff
 from .mailbox import Mailbox
+from .unflushed import WITHOUT_PAUSE, Unflushed
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
@@ -111,3 +112,49 @@ def test_a_claim_that_an_incarnation_makes_which_was_given_up_does_no_harm() -> 
 def test_what_was_handed_over_when_the_end_is_asked_for_may_as_well_be_run() -> None:
     finding = explore(Handoff(frozenset(handoff.RULES), releases=False))
     assert not finding.what, finding
+
+
+def test_a_claim_that_is_not_flushed_holds_with_all_rules() -> None:
+    finding = explore(Unflushed(frozenset(unflushed.RULES)))
+    assert not finding.what, finding
+    assert finding.states > 5000
+
+
+@pytest.mark.parametrize(
+    ("rule", "what"),
+    [
+        ("settled_flushed", "RESULT"),
+        ("token", "FENCE"),
+        ("doubt", "LEAK"),
+        ("put_back", "ALIVE"),
+        ("paused_claims", "ALIVE"),
+        ("paused_passes", "DRAIN"),
+        ("recognised", "RESULT"),
+        ("lives", "RESULT"),
+    ],
+)
+def test_a_claim_that_is_not_flushed_breaks_without(rule: str, what: str) -> None:
+    finding = explore(Unflushed(frozenset(unflushed.RULES) - {rule}))
+    assert finding.what.startswith(what), finding
+    assert finding.schedule
+
+
+def test_a_claim_that_is_flushed_needs_none_of_that() -> None:
+    finding = explore(Unflushed(frozenset({"settled_flushed"}), is_flushed=True))
+    assert not finding.what, finding
+
+
+def test_a_crash_alone_makes_a_withdrawal_forget_an_effect() -> None:
+    finding = explore(Unflushed(WITHOUT_PAUSE - {"doubt"}, checks=frozenset({"LEAK"}), losses=0))
+    assert finding.what.startswith("LEAK"), finding
+
+
+def test_without_a_pause_a_crash_alone_leaves_no_effect_unnamed() -> None:
+    finding = explore(Unflushed(WITHOUT_PAUSE, checks=frozenset({"LEAK", "FENCE"}), losses=0))
+    assert not finding.what, finding
+
+
+@pytest.mark.parametrize(("what", "losses"), [("ALIVE", 0), ("DRAIN", 0), ("RESULT", 0), ("LEAK", 1)])
+def test_without_a_pause_attempts_run_side_by_side_and_a_second_fault_leaves_an_effect(what: str, losses: int) -> None:
+    finding = explore(Unflushed(WITHOUT_PAUSE, checks=frozenset({what}), losses=losses))
+    assert finding.what.startswith(what), finding
