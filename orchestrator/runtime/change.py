@@ -64,6 +64,7 @@ class Change:
     new_rows: list[dict[str, Any]] = field(default_factory=list)
     wakes: dict[int, Wake] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    has_pass: bool = False  # workflow code has decided on a part of it
     ends: bool = False
     taken: list[TakenMail] = field(default_factory=list)
     receipts: list[tuple[int, int]] = field(default_factory=list)  # order of the message, seq of the receive

@@ -32,6 +32,9 @@ logger = logging.getLogger("orchestrator")
 #: The poller has other things to do, and comes back.
 POLLER_PATIENCE_SECONDS = 1.0
 
+#: So often a settlement is tried together with the pass that follows it; then it commits alone.
+MOST_INLINE_PASSES = 2
+
 
 class Coordinator(Settlements):
     """Settles steps, and what the clock makes of them."""
@@ -42,9 +45,17 @@ class Coordinator(Settlements):
         Returns whether the attempt still held the claim; if it did not, what it came to is kept beside the outcome.
         ``makes_pass=False`` leaves the pass to be made elsewhere (the poller runs no workflow code).
         """
-        was_held, is_inline = False, makes_pass
+        was_held, is_inline, passes = False, makes_pass, 0
 
         def prepare(connection: Connection, instance: Instance) -> Change | None:
+            nonlocal is_inline, passes
+            change = end(connection, instance)
+            passes += change is not None and change.has_pass
+            # one that takes longer than what happens to its instance meanwhile would conflict with all of it
+            is_inline = is_inline and passes < MOST_INLINE_PASSES
+            return change
+
+        def end(connection: Connection, instance: Instance) -> Change | None:
             nonlocal was_held
             row = history.find_row(connection, key)
             if row is None:
@@ -64,7 +75,9 @@ class Coordinator(Settlements):
             is_inline = False
 
         def transact() -> Outbox:
-            return self.transact("settle", key.instance_id, key.generation, prepare, on_error=settle_alone)
+            return self.transact(
+                "settle", key.instance_id, key.generation, prepare, on_error=settle_alone, decides=lambda: is_inline
+            )
 
         try:
             outbox = transact()
@@ -117,7 +130,7 @@ class Coordinator(Settlements):
             failure = codec.dump(ended.failure)
             return self.settle(connection, instance, row, values, Outcome.UNKNOWN, None, failure, True)
 
-        return self.transact("settle", key.instance_id, key.generation, prepare)
+        return self.transact("settle", key.instance_id, key.generation, prepare, decides=lambda: True)
 
     def _end(
         self, connection: Connection, instance: Instance, row: HistoryRow, ended: Ended, makes_pass: bool

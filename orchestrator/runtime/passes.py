@@ -78,6 +78,7 @@ class Passes(Transactions):
             rows[row.seq] = rows.get(row.seq, row).changed(values)
         seen = with_values(instance, change.instance)
         mail = mailbox.load_taken(connection, instance.id, instance.run) if seen.mail else []
+        change.has_pass = True
         decision = self._decide(seen, list(rows.values()), mail, change)
         decisions.apply_decision(self, connection, seen, rows, mail, decision, change)
 
@@ -104,7 +105,7 @@ class Passes(Transactions):
             return change
 
         try:
-            return self.transact("advance", instance_id, generation, prepare)
+            return self.transact("advance", instance_id, generation, prepare, decides=lambda: True)
         except Exception as error:
             if is_transient(error):
                 raise

@@ -1,7 +1,7 @@
 """Transactions on an instance: prepared from what was read, written under its lock, repeated when that no longer holds.
 
-On SQLite, where a write transaction stops everybody else, a change is prepared outside of it, and the instance's
-version tells at the commit whether what was read still holds.
+On SQLite, where a write transaction stops everybody else, a change that runs workflow code is prepared outside of it,
+and the instance's version tells at the commit whether what was read still holds.
 """
 
 from __future__ import annotations
@@ -55,10 +55,12 @@ class Transactions:
         prepare: Callable[[Connection, Instance], Change | None],
         patience_seconds: float | None = None,
         on_error: Callable[[BaseException], None] | None = None,
+        decides: Callable[[], bool] = lambda: False,
     ) -> Outbox:
         """Prepare and write a change of one instance; repeat both when anything it was built on has changed.
 
-        ``on_error`` is told of what went wrong, if it was not merely that.
+        ``on_error`` is told of what went wrong, if it was not merely that.  ``decides`` tells whether ``prepare`` is
+        going to run workflow code, which may take its time.
         """
         tried: Change | None = None
 
@@ -83,7 +85,7 @@ class Transactions:
                 raise
 
         def run() -> Outbox:
-            if self.store.is_sqlite:
+            if self.store.is_sqlite and decides():
                 return self._prepared_outside(purpose, instance_id, generation, prepare_once)
             with self.store.begin(purpose) as connection:
                 instance = instances.lock_instance(connection, instance_id)

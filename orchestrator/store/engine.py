@@ -11,6 +11,7 @@ import os
 import re
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,16 +19,22 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import tenacity
-from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, exc, make_url
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, exc, make_url, text
 
 from orchestrator.errors import ConfigurationError, SecondWriter, StoreUnreachable
 from orchestrator.store import migrations
 from orchestrator.store.forking import guard
+from orchestrator.store.prepared import Prepared
 
 T = TypeVar("T")
 
 #: What the current transaction is for: ``claim``, ``settle``, ``read settle`` … for logs, statistics, fault injection.
 current_purpose: ContextVar[str] = ContextVar("current_purpose", default="")
+_READ = "read"
+
+#: A pooled connection that was not used for so long is asked whether it is alive; if another one is not, the
+#: transaction fails and is repeated.
+_TRUSTED_SECONDS = 5.0
 
 #: The SQLite file in which this thread has a write transaction that other people's code uses.
 _lent_file: ContextVar[str | None] = ContextVar("lent_file", default=None)
@@ -74,25 +81,22 @@ class Store:
         """Open a write transaction; it commits at the end of the block."""
         if self.is_sqlite and _lent_file.get() == self.url.database:
             raise SecondWriter(self.describe())
-        with self._transaction(purpose, immediate=True) as connection:
+        with self._transaction(purpose) as connection:
             yield connection
 
     @contextmanager
     def read(self, purpose: str) -> Iterator[Connection]:
         """Open a transaction that only reads."""
-        with self._transaction(f"read {purpose}", immediate=False) as connection:
+        with self._transaction(f"{_READ} {purpose}") as connection:
             yield connection
 
     @contextmanager
-    def _transaction(self, purpose: str, *, immediate: bool) -> Iterator[Connection]:
+    def _transaction(self, purpose: str) -> Iterator[Connection]:
         engine = self._ready_engine()
         token = current_purpose.set(purpose)
         try:
-            with guard.inside(), engine.connect() as connection:
-                if self.is_sqlite:
-                    connection = connection.execution_options(orchestrator_immediate=immediate)
-                with connection.begin():
-                    yield connection
+            with guard.inside(), engine.connect() as connection, connection.begin():
+                yield connection
         finally:
             current_purpose.reset(token)
 
@@ -144,26 +148,35 @@ class Store:
     def _make_engine(self) -> Engine:
         if self.is_sqlite:
             return _sqlite_engine(self.url, self.max_overflow)
-        options: dict[str, Any] = {"isolation_level": "READ COMMITTED", "pool_pre_ping": True}
+        options: dict[str, Any] = {"isolation_level": "READ COMMITTED"}
         options |= {"pool_size": 5, "max_overflow": self.max_overflow}
         limit = self.idle_limit_seconds
         if self.backend == "postgresql":
             options["connect_args"] = _postgresql_arguments(self.url, limit)
-            return create_engine(self.url, hide_parameters=True, **options)
+            engine = create_engine(self.url, hide_parameters=True, **options)
+            _ping_where_idle(engine)
+            return engine
         engine = create_engine(
             self.url, connect_args=_mysql_arguments(), pool_recycle=1800, hide_parameters=True, **options
         )
         event.listen(engine, "connect", lambda connection, _record: _limit_mysql_session(connection, limit))
+        _ping_where_idle(engine)
         return engine
 
     def retrying(self, function: Callable[[], T], *, patience_seconds: float) -> T:
         """Repeat ``function``, a whole transaction, while the database is away or tells it to try again.
 
-        Waits 50 ms at first, 2 s at most.  Raises the last error when ``patience_seconds`` have passed.
+        Waits 50 ms at first, 2 s at most; hardly at all where another process was merely faster.  Raises the last error
+        when ``patience_seconds`` have passed.
         """
+        try:
+            return function()  # most often that is all
+        except Exception as error:
+            if not is_transient(error) or patience_seconds <= 0:
+                raise
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_transient),
-            wait=tenacity.wait_random_exponential(multiplier=0.05, max=2.0),
+            wait=_pause,
             stop=tenacity.stop_after_delay(patience_seconds),
             reraise=True,
         )
@@ -199,6 +212,15 @@ def _checked_url(url: str) -> URL:
 
 def _is_in_memory(url: URL) -> bool:
     return url.database in (None, "", ":memory:") or "mode=memory" in str(url)
+
+
+_backoff = tenacity.wait_random_exponential(multiplier=0.05, max=2.0)
+_again = tenacity.wait_random(0.0, 0.005)
+
+
+def _pause(tried: tenacity.RetryCallState) -> float:
+    was_overtaken = tried.outcome is not None and isinstance(tried.outcome.exception(), Conflict)
+    return (_again if was_overtaken else _backoff)(tried)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -259,6 +281,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
+_begin, _begin_immediate = Prepared(text("BEGIN")), Prepared(text("BEGIN IMMEDIATE"))
+
+
 def _sqlite_engine(url: Any, max_overflow: int) -> Engine:
     arguments = {"timeout": 60, "check_same_thread": False}
     engine = create_engine(url, connect_args=arguments, max_overflow=max_overflow, hide_parameters=True)
@@ -273,10 +298,34 @@ def _sqlite_engine(url: Any, max_overflow: int) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        immediate = connection.get_execution_options().get("orchestrator_immediate", True)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+        only_reads = current_purpose.get().startswith(f"{_READ} ")
+        immediate = connection.get_execution_options().get("orchestrator_immediate", not only_reads)
+        (_begin_immediate if immediate else _begin).run(connection, {})
 
     return engine
+
+
+def _ping_where_idle(engine: Engine) -> None:
+    """Ask a connection that comes from the pool whether it is alive, if it was not used of late.
+
+    SQLAlchemy's own ``pool_pre_ping`` asks each time: another round trip for every transaction.
+    """
+
+    @event.listens_for(engine, "checkin")
+    def note_use(_connection: Any, record: Any) -> None:
+        record.info["used_at"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def ping(connection: Any, record: Any, _fairy: Any) -> None:
+        used_at = record.info.get("used_at")
+        if used_at is None or time.monotonic() - used_at < _TRUSTED_SECONDS:
+            return
+        try:
+            alive = engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise exc.DisconnectionError from error  # the pool tries another one
+        if not alive:
+            raise exc.DisconnectionError
 
 
 def _postgresql_arguments(url: URL, limit_seconds: float) -> dict[str, Any]:

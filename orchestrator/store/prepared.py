@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Dialect
-from sqlalchemy.sql.elements import BindParameter
+from sqlalchemy.sql.elements import BindParameter, TextClause
 from sqlalchemy.sql.expression import Executable
 from sqlalchemy.types import TypeEngine
 
@@ -89,8 +89,8 @@ class _Compiled:
         # (name in the statement, key of the caller's value, the value where it is the statement's own, processor)
         self.binds = [(name, *_source(binds[name]), _bind_processor(binds[name], dialect)) for name in order]
         self.is_positional = bool(compiled.positional)
-        columns: Any = getattr(statement, "_all_selected_columns", ())
-        self.types = [column.type for column in columns]
+        columns = () if isinstance(statement, TextClause) else untyped._all_selected_columns
+        self.types: list[TypeEngine[Any]] = [column.type for column in columns]
         self.processors: list[tuple[int, Processor]] | None = None
 
     def execute(self, connection: Connection, parameters: Mapping[str, Any]) -> Any:

@@ -124,6 +124,34 @@ def test_a_pass_is_made_again_when_the_instance_changed_while_it_ran(sqlite_worl
     assert (started.status(), started.instance.result) == (Status.COMPLETED, '"done"')
 
 
+def test_a_pass_that_others_overtake_again_and_again_is_left_to_a_message(sqlite_world: Worlds) -> None:
+    def fan(ctx: Context) -> str:
+        first, *others = [ctx.start(step("work", n)) for n in range(9)]
+        first.get()
+        ctx.gather(*others)
+        return "done"
+
+    started = sqlite_world(fan=fan)
+    started.start("fan")
+    first, *others = [started.take(seq) for seq in range(9)]
+
+    def overtake() -> None:
+        if others:
+            started.end(others.pop(), succeeds())
+            started.workflows.during_pass = overtake
+
+    started.workflows.during_pass = overtake
+    assert started.end(first, succeeds())
+    assert started.row(0).state is State.SETTLED  # what it came to does not wait for a moment of rest
+    assert (len(others), started.passes_owed) == (6, 1)
+    started.workflows.during_pass = None
+    started.advance()
+    for row in others:
+        started.end(row, succeeds())
+    started.go_on()
+    assert (started.status(), started.instance.result) == (Status.COMPLETED, '"done"')
+
+
 def test_a_slow_pass_on_sqlite_does_not_stop_the_others(sqlite_world: Worlds) -> None:
     started = sqlite_world(buy=buy)
     started.record("buy")
