@@ -92,9 +92,12 @@ class Follower(Protocol):
 class Dispatcher:
     """Publishes what was committed."""
 
-    def __init__(self, app: Celery, masks: Masks, follower: Callable[[], Follower]) -> None:
+    def __init__(
+        self, app: Celery, masks: Masks, follower: Callable[[], Follower], *, keeps_step_results: bool = True
+    ) -> None:
         self.app = app
         self.masks = masks
+        self.keeps_step_results = keeps_step_results
         self._follower = follower
 
     def deliver(self, outbox: Outbox) -> None:
@@ -195,6 +198,9 @@ class Dispatcher:
         }
         if row.is_foreign:
             options |= self._callbacks(row, options)
+        elif not self.keeps_step_results:
+            # what a step returned is in the store; a result backend takes two round trips a step to have it as well
+            options.setdefault("ignore_result", True)
         if task is None or not _takes(task, args, kwargs):
             self.app.send_task(row.name, args, kwargs, **options)
         else:

@@ -147,7 +147,9 @@ class EagerParts(Parts):
 
     @functools.cached_property
     def dispatcher(self) -> Dispatcher:
-        dispatcher = EagerDispatcher(self.app, self.masks, lambda: self.aftermath)
+        dispatcher = EagerDispatcher(
+            self.app, self.masks, lambda: self.aftermath, keeps_step_results=self.settings.step_results
+        )
         dispatcher.parts = self
         return dispatcher
 

@@ -124,7 +124,7 @@ class Parts:
 
     @functools.cached_property
     def dispatcher(self) -> Dispatcher:
-        return Dispatcher(self.app, self.masks, lambda: self.aftermath)
+        return Dispatcher(self.app, self.masks, lambda: self.aftermath, keeps_step_results=self.settings.step_results)
 
     @functools.cached_property
     def postman(self) -> Postman:

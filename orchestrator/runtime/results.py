@@ -94,7 +94,8 @@ def _meta(state: str, result: Any, name: str, date_done: datetime | None) -> Met
 class StoreResult(AsyncResult):
     """A Celery result that reads the store, so that it needs no result backend."""
 
-    poll_seconds = (0.02, 0.5)
+    #: How long is waited between two looks at the store: of the time waited so far this part, within these limits.
+    poll_part, poll_seconds = 0.04, (0.002, 0.5)
 
     @property
     def _parts(self) -> Parts:
@@ -133,8 +134,9 @@ class StoreResult(AsyncResult):
         if disable_sync_subtasks:
             assert_will_not_block()
         self._parts.work_for(self.id)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        pause, longest = (interval, interval) if interval else self.poll_seconds
+        began_at = time.monotonic()
+        deadline = None if timeout is None else began_at + timeout
+        shortest, longest = (interval, interval) if interval else self.poll_seconds
         while True:
             meta = self._get_task_meta()
             if meta["status"] in states.READY_STATES:
@@ -145,9 +147,9 @@ class StoreResult(AsyncResult):
                 on_interval()
             if deadline is not None and time.monotonic() >= deadline:
                 raise CeleryTimeoutError(f"{self._describe_state(meta)} after {timeout} s")
-            left = pause if deadline is None else min(pause, max(0.0, deadline - time.monotonic()))
-            time.sleep(left)
-            pause = min(pause * 1.5, longest)
+            now = time.monotonic()
+            pause = min(max(shortest, self.poll_part * (now - began_at)), longest)
+            time.sleep(pause if deadline is None else min(pause, max(0.0, deadline - now)))
         result = meta["result"]
         if propagate and meta["status"] in states.PROPAGATE_STATES:
             raise result

@@ -35,6 +35,7 @@ class Settings(BaseModel):
     mask: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     signals: Literal["auto", "always"] = "auto"
     slow_replay: Seconds = 1.0
+    step_results: bool = True
 
     @classmethod
     def read(cls, conf: Mapping[str, Any], options: Mapping[str, Any]) -> Settings:
