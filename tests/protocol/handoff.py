@@ -55,15 +55,22 @@ class Handoff:
     """What can happen to an instance of three steps, and to the workers that take them."""
 
     def __init__(
-        self, rules: frozenset[str], *, poison: str = "", checks_incarnation: bool = True, releases: bool = True
+        self,
+        rules: frozenset[str],
+        *,
+        poison: str = "",
+        checks_incarnation: bool = True,
+        releases: bool = True,
+        begins: bool = False,
     ) -> None:
         self.rules = rules
+        self.begins = begins  # with the first pass, which hands over as well
         self.poison = poison  # b: its body kills its process; pass: the workflow function does
         self.checks_incarnation = checks_incarnation  # the transaction hands over only under a live incarnation
         self.releases = releases  # what was handed over just before its worker was asked to end
 
     def begin(self) -> State:
-        return State()
+        return State(records=(Record(),) * len(STEPS), queue=(PASS,), is_owed=True) if self.begins else State()
 
     def is_final(self, state: State) -> bool:
         return state.status != "RUNNING"
@@ -86,6 +93,8 @@ class Handoff:
         taken = take(state, message)
         if message == PASS:
             yield "W1 makes the pass", False, self._pass_alone(taken)
+            if self._is_free(state) and self._owes_first(state):
+                yield "W0 takes the first pass", False, taken._replace(own=Process("passing"))
             return
         step, dispatch = message
         record = record_of(state, step)
@@ -94,8 +103,7 @@ class Handoff:
             return
         attempt = record.attempt + 1
         running = record._replace(state="running", attempt=attempt)
-        is_free = state.mode == "up" and state.own.at == "idle" and not state.is_asked and not state.is_given_up
-        if is_free:
+        if self._is_free(state):
             claimed = with_record(taken, step, running._replace(holder=(state.life, state.number)))
             own = claimed._replace(announced=frozenset({message}), own=Process("body", step, attempt))
             yield f"W0 claims and begins {step}#{attempt}", False, self._checked(own, own.own)
@@ -103,6 +111,12 @@ class Handoff:
             claimed = with_record(taken, step, running._replace(holder=OTHER))
             other = claimed._replace(other=Process("body", step, attempt))
             yield f"W1 claims and begins {step}#{attempt}", False, self._checked(other, other.other)
+
+    def _is_free(self, state: State) -> bool:
+        return state.mode == "up" and state.own.at == "idle" and not state.is_asked and not state.is_given_up
+
+    def _owes_first(self, state: State) -> bool:
+        return state.is_owed and state.status == "RUNNING" and state.records[0].state == "-"
 
     def _checked(self, state: State, process: Process) -> State:
         """Look at a body that begins."""
@@ -122,8 +136,9 @@ class Handoff:
 
     def _next_handed(self, state: State) -> str:
         """Return the step that W0's process may hand itself as it settles its own."""
-        after = following(state.own.step)
-        is_tainted = "alone" in self.rules and record_of(state, state.own.step).lost > 0
+        settles = state.own.step
+        after = following(settles) if settles else STEPS[0]
+        is_tainted = bool(settles) and "alone" in self.rules and record_of(state, settles).lost > 0
         is_asked = "asked" in self.rules and state.is_asked
         is_dead = self.checks_incarnation and (state.is_given_up or state.own.life not in (0, state.life))
         return "" if is_tainted or is_asked or is_dead else after
@@ -137,7 +152,7 @@ class Handoff:
         return None if self.poison == "pass" else self._pass(settled, process.step, handed)
 
     def _pass(self, state: State, settled: str, handed: str = "") -> State:
-        after = following(settled)
+        after = following(settled) if settled else STEPS[0]
         if not after:
             return state._replace(status="COMPLETED")
         if after == handed:
@@ -151,8 +166,8 @@ class Handoff:
         if self.poison == "pass":
             passes = state.passes + 1
             return state._replace(passes=passes, status="BLOCKED" if passes == MAX_PASSES else "RUNNING")
-        last = [step for step in STEPS if record_of(state, step).state == "settled"][-1]
-        return self._pass(state._replace(is_owed=False), last)
+        settled = [step for step in STEPS if record_of(state, step).state == "settled"]
+        return self._pass(state._replace(is_owed=False), settled[-1] if settled else "")
 
     def _lose(self, state: State, step: str) -> State:
         """Give up the attempt that holds a step."""
@@ -177,6 +192,8 @@ class Handoff:
                 yield f"W0: {own.step}#{own.attempt} ends", False, state._replace(own=own._replace(at="ran"))
             case "ran":
                 yield from self._ran(state)
+            case "passing":
+                yield from self._passing(state)
             case "unclear":
                 yield from self._unclear(state)
             case "handed":
@@ -207,6 +224,35 @@ class Handoff:
             for label, after in ((lost, committed), (f"{lost}: it was not applied", state)):
                 yield label, True, after._replace(own=unclear, faults=state.faults - 1)
 
+    def _passing(self, state: State) -> Iterator[tuple[str, bool, State]]:
+        """Make the first pass, which settles nothing; it was counted before, and is published again if it is lost."""
+        own, handed = state.own, self._next_handed(state)
+        if handed and not own.life:
+            announced = frozenset({(handed, 1)}) if "announced_first" in self.rules else state.announced
+            yield (
+                f"W0 announces {handed}",
+                False,
+                state._replace(announced=announced, own=own._replace(life=state.life)),
+            )
+            return
+        if state.mode != "up":
+            return
+        if not self._owes_first(state):
+            yield "W0 finds that the first pass was made", False, self._let_go(state)
+            return
+        if self.poison == "pass":
+            passes = state.passes + 1
+            counted = state._replace(passes=passes, status="BLOCKED" if passes == MAX_PASSES else "RUNNING")
+            yield "the first pass KILLS W0's process", False, process_dies(self._poisoned(counted, MAX_PASSES))
+            return
+        committed = self._pass(state._replace(is_owed=False), "", handed)
+        yield f"W0 makes the first pass{_and(handed)}", False, self._go_on(committed, handed)
+        if state.faults:
+            unclear = own._replace(at="unclear", handed=handed)
+            lost = f"W0 makes the first pass{_and(handed)}, and the COMMIT's answer is LOST"
+            for label, after in ((lost, committed), (f"{lost}: it was not applied", state)):
+                yield label, True, after._replace(own=unclear, faults=state.faults - 1)
+
     def _go_on(self, state: State, handed: str) -> State:
         if not handed:
             return self._let_go(state)
@@ -217,10 +263,14 @@ class Handoff:
         return state._replace(own=Process(), announced=announced)
 
     def _unclear(self, state: State) -> Iterator[tuple[str, bool, State]]:
-        own, record = state.own, record_of(state, state.own.step)
+        own = state.own
         yield "W0 asks the store in vain, and gives up", False, self._let_go(state)
         if state.mode != "up":
             return
+        if not own.step:
+            yield from self._unclear_pass(state)
+            return
+        record = record_of(state, own.step)
         if (record.state, record.attempt, record.outcome) == ("settled", own.attempt, "ok"):
             yield f"W0 reads back that {own.step} is settled", False, self._go_on(state, own.handed)
         elif self._is_held(state, own):
@@ -228,6 +278,16 @@ class Handoff:
             yield f"W0 reads back that {own.step} is not settled", False, state._replace(own=again)
         else:
             yield f"W0 reads back that {own.step}#{own.attempt} was given up", False, self._let_go(state)
+
+    def _unclear_pass(self, state: State) -> Iterator[tuple[str, bool, State]]:
+        own, first = state.own, state.records[0]
+        if self._owes_first(state):
+            again = own._replace(at="passing", handed="", life=0)
+            yield "W0 reads back that the first pass is not made", False, state._replace(own=again)
+        elif own.handed and first.attempt == 1 and first.holder == (own.life, state.number):
+            yield "W0 reads back that the first pass is its own", False, self._go_on(state, own.handed)
+        else:
+            yield "W0 reads back that the first pass was made", False, self._let_go(state)
 
     def _handed(self, state: State) -> Iterator[tuple[str, bool, State]]:
         own = state.own

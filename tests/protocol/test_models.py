@@ -74,11 +74,12 @@ def _ends(family: Family) -> set[str]:
     return {state.parent for state in seen}
 
 
+@pytest.mark.parametrize("begins", [False, True])
 @pytest.mark.parametrize("poison", ["", "b", "pass"])
-def test_the_hand_off_holds_with_all_rules(poison: str) -> None:
-    finding = explore(Handoff(frozenset(handoff.RULES), poison=poison))
+def test_the_hand_off_holds_with_all_rules(poison: str, begins: bool) -> None:
+    finding = explore(Handoff(frozenset(handoff.RULES), poison=poison, begins=begins))
     assert not finding.what, finding
-    assert finding.states > 5000
+    assert finding.states > (100 if begins and poison == "pass" else 5000)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,12 @@ def test_the_hand_off_breaks_without(rule: str, what: str, poison: str) -> None:
     finding = explore(Handoff(frozenset(handoff.RULES) - {rule}, poison=poison))
     assert finding.what.startswith(what), finding
     assert finding.schedule
+
+
+@pytest.mark.parametrize(("rule", "what"), [("announced_first", "TWICE"), ("let_go", "no end"), ("same_life", "TWICE")])
+def test_the_first_pass_hands_nothing_over_without(rule: str, what: str) -> None:
+    finding = explore(Handoff(frozenset(handoff.RULES) - {rule}, begins=True))
+    assert finding.what.startswith(what), finding
 
 
 def test_a_claim_that_an_incarnation_makes_which_was_given_up_does_no_harm() -> None:
