@@ -37,6 +37,8 @@ _NEEDED = (
     "traceparent",
     "tracestate",
 )
+#: Of these, nought says something too.
+_NUMBERS = ("group_index",)
 #: What says when is a matter of the record, what follows the end of its end; the id is the instance's.
 _NOT_SENT = ("countdown", "eta", "expires", "link", "link_error", "task_id")
 
@@ -110,7 +112,8 @@ def of_options(
 
 
 def _text(request: Mapping[str, Any], priority: int | None, start: Start | None) -> Payload:
-    told = {name: value for name, value in request.items() if value}
+    # a place in a group is told also where it is the first one: without it Celery takes a member for the last one
+    told = {name: value for name, value in request.items() if value or (name in _NUMBERS and value is not None)}
     kept = {"request": told, "priority": priority, "start": start}
     return codec.encode({name: value for name, value in kept.items() if value is not None}, "the request")
 

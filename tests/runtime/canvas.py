@@ -91,6 +91,12 @@ def doubles(ctx: Context, number: int) -> int:
 
 
 @shared_workflow
+def doubles_late(ctx: Context, number: int, seconds: float) -> int:
+    ctx.sleep(seconds)
+    return 2 * number
+
+
+@shared_workflow
 def doubles_all(ctx: Context, numbers: list[int]) -> int:
     ctx.sleep(0.05)
     return 2 * int(ctx.run(total.s(numbers)))

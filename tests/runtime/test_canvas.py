@@ -57,6 +57,14 @@ def test_workflows_are_header_and_body_of_a_chord(cluster: Cluster) -> None:
     assert chord(header, doubles_all.s() | add.s(1)).apply_async().get(timeout=SECONDS) == 2 * (2 + 3 + 7 + 4) + 1
 
 
+def test_the_body_of_a_chord_gets_results_in_the_order_of_the_header(cluster: Cluster, tmp_path: Path) -> None:
+    add, late, note = (cluster.task(name) for name in ("add", "doubles_late", "note"))
+    # the members end in the opposite order
+    for first in (late.s(1, 0.8), add.s(1, 1)):
+        header = [first, late.s(2, 0.4), late.s(3, 0.1), add.s(4, 4)]
+        assert chord(header, note.s(str(tmp_path / "notes"))).apply_async().get(timeout=SECONDS) == [2, 4, 6, 8]
+
+
 def test_a_chord_is_a_member_of_a_chord(cluster: Cluster) -> None:
     doubles, doubles_all, total = (cluster.task(name) for name in ("doubles", "doubles_all", "total"))
     inner = chord([doubles.s(1), doubles.s(2)], doubles_all.s())
