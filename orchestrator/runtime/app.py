@@ -317,7 +317,7 @@ class Orchestrator(Parts):
     def make_threads(self, worker: Any) -> tuple[Heartbeat, Poller, Teller]:
         """Return the threads of a worker; called before its pool forks."""
         # of what Celery has for its workers alone, which other processes do not load
-        from orchestrator.runtime import revoking
+        from orchestrator.runtime import marking, revoking
 
         self.executing.share()
         for task in self.app.tasks.values():
@@ -339,6 +339,7 @@ class Orchestrator(Parts):
         describe_worker = functools.partial(self._describe_worker, worker)
         heartbeat = Heartbeat(self.store, self.settings, self.executing, describe_worker)
         revoking.listen(self.app, poller.note_revokes)
+        marking.leave_to(self.app, poller.note_unmarked)
         signals.task_unknown.connect(poller.note_unregistered, weak=False)
         signals.task_failure.connect(poller.note_failure, weak=False)
         signals.task_revoked.connect(poller.note_revoked, weak=False)

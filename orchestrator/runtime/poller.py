@@ -110,6 +110,7 @@ class Poller:
             self.look_for_monitors,
             self.settle_unregistered,
             self.revocations.settle_revoked,
+            self.revocations.mark_revoked,
             self.revocations.send_dropped,
             self.retry_blocked,
             self.give_back,
@@ -193,6 +194,11 @@ class Poller:
     def note_revokes(self, task_ids: Iterable[str], terminate: bool) -> None:
         """Somebody revokes tasks, ours or others (Celery's ``revoke``)."""
         self.revocations.note(task_ids, terminate)
+        self._called.set()
+
+    def note_unmarked(self, task_id: str) -> None:
+        """Celery would mark a task as revoked, which may be an instance (Celery's ``revoke``)."""
+        self.revocations.note_unmarked(task_id)
         self._called.set()
 
     def note_revoked(

@@ -26,7 +26,7 @@ from sqlalchemy import Connection
 
 from orchestrator import codec, errors
 from orchestrator.core.records import Failure, Kind, State
-from orchestrator.runtime import settling
+from orchestrator.runtime import marking, settling
 from orchestrator.runtime.change import Change
 from orchestrator.runtime.coordinator import POLLER_PATIENCE_SECONDS, Coordinator
 from orchestrator.runtime.dispatch import HEADER, START_HEADER, Dispatcher, read_header, read_task_id
@@ -72,7 +72,7 @@ def _tell(command: str, *, terminates: bool) -> None:
                 note(task_ids, bool(given.get("terminate", terminates)))
             except Exception:  # what Celery does with a revoke must not depend on us
                 logger.exception("a revoke could not be taken note of")
-        return handler(state, *args, **kwargs)
+        return handler(marking.leaving_marks(state), *args, **kwargs)
 
     told.tells_orchestrator = True  # type: ignore[attr-defined]
     Panel.data[command] = told
@@ -101,12 +101,17 @@ class Revocations:
         self.starter = starter
         self.dispatcher = dispatcher
         self._revoked: deque[tuple[str, bool]] = deque()
+        self._unmarked: deque[str] = deque()
         self._dropped_steps: deque[tuple[StepKey, int]] = deque()
         self._dropped_starts: deque[DroppedStart] = deque()
 
     def note(self, task_ids: Iterable[str], terminate: bool) -> None:
         """Take note of ids that somebody revokes; most of them may be none of ours."""
         self._revoked.extend((task_id, terminate) for task_id in task_ids)
+
+    def note_unmarked(self, task_id: str) -> None:
+        """Take note of an id that Celery would have marked as revoked."""
+        self._unmarked.append(task_id)
 
     def note_dropped(self, task: Any, request: Any, *, is_killed: bool, has_expired: bool) -> None:
         """Take note of a message that Celery dropped, or whose process it killed."""
@@ -134,6 +139,23 @@ class Revocations:
                 self._take_on(self._revoked, functools.partial(self._revoke, task_id, terminate, found))
                 if is_left:
                     self._revoked.append((task_id, terminate))
+
+    def mark_revoked(self) -> None:
+        """Have the result backend say of what was revoked, and is no instance, what Celery would have it say.
+
+        Of an instance it is told how it has ended, when it has.
+        """
+        while self._unmarked:
+            noted = list(islice(self._unmarked, BATCH))
+            with self.store.read("unmarked") as connection:
+                found = instances.find_instances(connection, set(noted))
+            for task_id in noted:
+                if task_id not in found:
+                    try:
+                        marking.mark_revoked(self.dispatcher.app.backend, task_id)
+                    except Exception as error:  # what was revoked stays revoked
+                        logger.warning("the result backend could not be told that %s is revoked: %r", task_id, error)
+                self._unmarked.popleft()
 
     def _find_named(self, task_ids: Iterable[str]) -> dict[str, Instance]:
         """Return the instances that are named by themselves, or by the ids of their steps."""

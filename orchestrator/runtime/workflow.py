@@ -16,6 +16,7 @@ from orchestrator import codec, errors
 from orchestrator.runtime import softlimit
 from orchestrator.runtime.handle import WorkflowHandle
 from orchestrator.runtime.inputs import check_instance_id, encode_input
+from orchestrator.runtime.marking import BackendOfStarts
 from orchestrator.runtime.owner import orchestrator_of
 
 
@@ -37,6 +38,15 @@ class WorkflowTask(Task):
     function: Callable[..., Any]
     parks = False
     deadline: timedelta | None = None
+
+    @property
+    def backend(self) -> Any:
+        """The result backend, which the end of an instance tells of it, not that of its start task."""
+        return BackendOfStarts(self._get_app(), super().backend)
+
+    @backend.setter
+    def backend(self, value: Any) -> None:
+        self._backend = value
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> WorkflowHandle:
         """Send the workflow's start task; arguments of any kind that the codec knows are refused or taken here."""

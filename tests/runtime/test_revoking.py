@@ -8,9 +8,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import celery
 import pytest
 from celery import Task, shared_task
 from celery.exceptions import TaskRevokedError
+from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult
 
 from orchestrator import Context, RetryPolicy, WorkflowCancelled, WorkflowHandle, current_step, shared_workflow
@@ -23,6 +25,8 @@ KEEPS_RESULTS = True
 #: The other worker is told of every revoke as well, and finds done what this one has done.
 OTHERS = 1
 NEVER = "never-made"
+#: Since 5.7 Celery does not wait for the message to be dropped.
+MARKS_AT_ONCE = tuple(map(int, celery.__version__.split(".")[:2])) >= (5, 7)
 PROMPTLY = RetryPolicy(max_attempts=3, initial_interval=timedelta(0))
 
 
@@ -157,6 +161,75 @@ def test_what_follows_an_instance_that_declines_follows_it_all_the_same(cluster:
     assert handle.get(timeout=20) == str(followed)
     wait_until(followed.exists, "the callback")
     wait_state(cluster, handle, "SUCCESS")
+
+
+# --- what the result backend says -----------------------------------------------------------------------------------
+
+
+@shared_task
+def undo_when_told(_result: str, path: str) -> None:
+    wait_for_file.run(path, "undo when told")
+
+
+@shared_workflow
+def undone_when_told(ctx: Context, path: str) -> None:
+    ctx.run(do.s("a"), compensate=undo_when_told.s(path))
+    ctx.receive("never")
+
+
+def plain(cluster: Cluster, handle: WorkflowHandle) -> AsyncResult:
+    """Return what somebody has of an instance who waits for its result in the result backend."""
+    return AsyncResult(handle.id, app=cluster.app)
+
+
+def test_the_result_backend_says_that_it_is_revoked_when_it_has_been_undone(cluster: Cluster, tmp_path: Path) -> None:
+    handle = cluster.start("undone_when_told", str(tmp_path / "go"))
+    cluster.wait_history(handle, 2)
+    revoke(cluster, handle.id)
+    cluster.wait_effect(handle, "do undo when told")
+    with pytest.raises(CeleryTimeoutError):
+        plain(cluster, handle).get(timeout=1)
+    assert plain(cluster, handle).state in ("PENDING", "STARTED")
+    (tmp_path / "go").touch()
+    with pytest.raises(TaskRevokedError):
+        plain(cluster, handle).get(timeout=20)
+    assert handle.instance_status == "CANCELLED"
+
+
+def test_whoever_waits_for_an_instance_that_declines_gets_its_result(cluster: Cluster) -> None:
+    handle = cluster.start("declines", "declined")
+    cluster.wait_history(handle, 1)
+    revoke(cluster, handle.id)
+    assert plain(cluster, handle).get(timeout=20) == "declined"
+
+
+def test_one_whose_start_message_is_dropped_may_decline(
+    cluster: Cluster, closed_queue: tuple[str, Callable[[], None]]
+) -> None:
+    queue, open_it = closed_queue
+    handle = cluster.orchestrator.start(cluster.task("declines").s("declined").set(queue=queue))
+    revoke(cluster, handle.id)
+    open_it()
+    assert plain(cluster, handle).get(timeout=20) == "declined"
+    assert handle.instance_status == "COMPLETED"
+
+
+@pytest.mark.parametrize("name", ["works", "follow"])
+def test_what_no_worker_has_taken_is_told_to_be_revoked(
+    cluster: Cluster, name: str, closed_queue: tuple[str, Callable[[], None]]
+) -> None:
+    queue, open_it = closed_queue
+    sent = cluster.task(name).apply_async((NEVER,), queue=queue)
+    shown = AsyncResult(sent.id, app=cluster.app)
+    revoke(cluster, sent.id)
+    if MARKS_AT_ONCE:
+        wait_until(lambda: shown.state == "REVOKED", "REVOKED in the result backend")
+    open_it()
+    with pytest.raises(TaskRevokedError):
+        shown.get(timeout=20)
+    if name == "works":
+        cluster.wait_status(cluster.task(name).AsyncResult(sent.id), "CANCELLED")
+    assert shown.state == "REVOKED"
 
 
 @shared_workflow
