@@ -206,6 +206,10 @@ class Starter:
                 extra=about(request.id),
             )
             return
+        except errors.InstanceExists as error:
+            # not as the failure of this task: its id is that of the instance which goes on
+            logger.error("a start of %s is dropped: %s", task.name, error, extra=about(request.id))
+            return
         try:
             self.dispatcher.deliver(self.coordinator.advance(request.id, generation))
         except Exception:
@@ -224,8 +228,12 @@ class Starter:
             existing = instances.find_instance(connection, new.instance_id)
             if existing is None and purging.is_purged(connection, new.instance_id):
                 raise Purged
-        if existing is None or (existing.workflow, existing.input) != (task.name, new.arguments):
-            raise errors.InstanceExists(new.instance_id, "with other input; this start is dropped")
+        if existing is None:
+            raise errors.InstanceExists(new.instance_id, "and was deleted just now")
+        if existing.workflow != task.name:
+            raise errors.InstanceExists(new.instance_id, f"of the workflow {existing.workflow}")
+        if existing.input != new.arguments:
+            raise errors.InstanceExists(new.instance_id, "with other input")
         return existing.generation
 
     def _read_request(

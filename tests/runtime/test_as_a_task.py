@@ -72,6 +72,11 @@ def waits(ctx: Context) -> str:
     return str(ctx.receive("go on"))
 
 
+@shared_workflow
+def waits_for(ctx: Context, what: Any) -> str:
+    return f"{what} went on {ctx.receive('go on')}"
+
+
 @shared_workflow(ignore_result=True)
 def is_ignored(ctx: Context) -> str:
     return "nobody asks"
@@ -348,6 +353,22 @@ def test_what_never_began_because_the_task_before_it_failed_raises_its_error(clu
     assert isinstance(result, WorkflowHandle)
     with pytest.raises(Exception, match="there is no one"):
         result.get(timeout=10)
+
+
+@only("redis", "database")
+@pytest.mark.parametrize("workflow", ["waits_for", "doubles"])
+def test_another_start_under_its_id_is_dropped_and_leaves_its_result_alone(cluster: Cluster, workflow: str) -> None:
+    handle = cluster.task("waits_for").delay("the first")
+    wait_recorded(cluster, handle.id)
+    cluster.task(workflow).apply_async((2,), task_id=handle.id)
+    dropped = f"a start of {name_of(cluster, workflow)} is dropped: instance '{handle.id}' exists already"
+    wait_until(lambda: dropped in cluster.logs(), "the second start being dropped")
+    shown = plain(cluster, handle)
+    with pytest.raises(shown.TimeoutError):
+        shown.get(timeout=0.5)
+    handle.send("go on", "now")
+    assert shown.get(timeout=10) == "the first went on now"
+    assert handle.describe().args == ["the first"]
 
 
 # --- how it begins --------------------------------------------------------------------------------------------------
