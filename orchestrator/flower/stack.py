@@ -104,15 +104,17 @@ def _undone(step: Brief | None, seq: int, records: list[Brief], left: dict[int, 
         first.kind is Kind.COMPENSATION and first.state is State.SCHEDULED and first.attempts > 0
     )
     may_skip = (entry is not None and not is_open) or first.state in (State.SCHEDULED, State.HELD)
-    how, colour = _how(first, last)
+    how, colour = _how(first, last, is_left=entry is not None)
     message = None if entry is None else entry.message
     return Undo(step, seq, first.name, tuple(records), how, colour, message, may_retry, may_skip)
 
 
-def _how(first: Brief, last: Brief) -> tuple[str, str]:
+def _how(first: Brief, last: Brief, *, is_left: bool) -> tuple[str, str]:
     if first.resolution is not None:
         return first.resolution, "success" if last.outcome is Outcome.SUCCEEDED else "secondary"
     match last.state:
+        case State.SETTLED if last.outcome is Outcome.SUCCEEDED and is_left:
+            return "ran, and the step took effect after it had begun", "danger"
         case State.SETTLED if last.outcome is Outcome.SUCCEEDED:
             return "undone", "success"
         case State.SETTLED:

@@ -159,7 +159,8 @@ class WorkflowHandle(StoreResult):
     def retry_compensation(self, seq: int) -> None:
         """Run the compensation of step ``seq`` again, which failed or waits for its next attempt.
 
-        When the last one that failed has succeeded, ``COMPENSATION_FAILED`` becomes ``COMPENSATED``.
+        When the last one that failed has succeeded, ``COMPENSATION_FAILED`` becomes ``COMPENSATED``, or ``CANCELLED``
+        where a cancellation was what it was undone for.
         """
         self._parts.operator.retry_compensation(self._load(), seq)
 

@@ -19,6 +19,7 @@ from orchestrator.store.history import HistoryRow, StepKey
 from orchestrator.store.instances import Instance, Status
 
 TIMED_OUT = "orchestrator.errors.StepTimedOut"
+_OF_CANCELLATION = ("orchestrator.errors.WorkflowCancelled", "orchestrator.errors.CompensationFailed")
 
 
 # --- counting -----------------------------------------------------------------------------------------------------
@@ -176,7 +177,7 @@ def note_stray(
         message = f"attempt {attempt} of step {row.seq} was given up, and took effect after its compensation had begun"
         not_undone = [*list_not_undone(instance), NotUndone(undoing.seq, row.seq, undoing.name, message, row.run)]
         change.instance["not_undone"] = dump_not_undone(not_undone)
-        if instance.status is Status.COMPENSATED:
+        if instance.status in (Status.COMPENSATED, Status.CANCELLED):
             change.instance["status"] = Status.COMPENSATION_FAILED
     return change
 
@@ -205,4 +206,15 @@ def conclude_repair(connection: Connection, instance: Instance, change: Change, 
 def settle_not_undone(instance: Instance, change: Change, remaining: list[NotUndone]) -> None:
     change.instance["not_undone"] = dump_not_undone(remaining)
     if not remaining and instance.status is Status.COMPENSATION_FAILED:
-        change.instance["status"] = Status.COMPENSATED
+        change.instance["status"] = Status.CANCELLED if _was_cancelled(instance) else Status.COMPENSATED
+
+
+def _was_cancelled(instance: Instance) -> bool:
+    """Tell whether an instance that ended would be ``CANCELLED``, had all of it been undone.
+
+    A nested scope that could not be undone has put its own error in place of the cancellation.
+    """
+    is_requested = instance.cancel_order is not None or instance.deadline_order is not None
+    if not is_requested or instance.failure is None:
+        return False
+    return codec.load(Failure, instance.failure).type in _OF_CANCELLATION

@@ -105,6 +105,59 @@ def test_an_effect_that_comes_after_its_undo_turns_compensated_into_compensation
     assert started.row(0).outcome is Outcome.UNKNOWN
 
 
+def cancelled_and_undone(world: Worlds) -> tuple[World, Any]:
+    """An order that was cancelled while the worker was away that charged it."""
+    started = world(buy=lambda ctx: ctx.run(step("charge"), compensate=step("refund")))
+    started.start("buy")
+    given_up = started.take(0)
+    started.cancel()
+    started.advance()
+    started.lose(given_up)
+    started.advance()
+    return started, given_up
+
+
+def test_an_effect_that_comes_after_its_undo_turns_cancelled_into_compensation_failed(world: Worlds) -> None:
+    started, given_up = cancelled_and_undone(world)
+    started.run(1, succeeds())
+    assert started.status() is Status.CANCELLED
+    started.end(given_up, succeeds("c-1"))
+    assert (started.status(), not_undone(started)) == (Status.COMPENSATION_FAILED, [(1, 0, "refund")])
+
+
+@pytest.mark.parametrize("comes_late", [True, False])
+def test_what_was_cancelled_is_cancelled_when_an_operator_has_repaired_it(world: Worlds, comes_late: bool) -> None:
+    started, given_up = cancelled_and_undone(world)
+    started.run(1, succeeds() if comes_late else FAILS)
+    if comes_late:
+        started.end(given_up, succeeds("c-1"))
+    assert started.status() is Status.COMPENSATION_FAILED
+    operator_of(started).retry_compensation(started.instance, 1)
+    started.run(-1, succeeds())
+    assert (started.status(), not_undone(started)) == (Status.CANCELLED, [])
+
+
+def test_what_declined_to_be_cancelled_and_failed_is_compensated_by_a_repair(world: Worlds) -> None:
+    def workflow(ctx: Context) -> None:
+        try:
+            ctx.run(step("charge"), compensate=step("refund"))
+            ctx.receive("never")
+        except errors.WorkflowCancelled:
+            pass
+        ctx.run(step("ship"), compensate=False)
+
+    started = world(buy=workflow)
+    started.start("buy")
+    started.run(0, succeeds("c-1"))
+    started.cancel()
+    started.advance()
+    started.run(2, FAILS)
+    started.run(3, FAILS)
+    assert started.status() is Status.COMPENSATION_FAILED
+    operator_of(started).skip_compensation(started.instance, 0, "refunded by hand")
+    assert started.status() is Status.COMPENSATED
+
+
 def test_an_effect_that_comes_while_its_undo_runs_is_kept_to_the_end(world: Worlds) -> None:
     started, given_up = given_up_and_undone(world)
     undoing = started.take(1)
