@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from orchestrator import errors
 from orchestrator.cli.confirming import confirm
 from orchestrator.cli.group import EXPECTED, FAILED, as_failure, orchestrator, orchestrator_in
 from orchestrator.cli.output import as_time, complain, print_json, print_table, say, styled
@@ -21,9 +22,10 @@ from orchestrator.cli.parameters import (
     workflow_option,
     yes_option,
 )
+from orchestrator.runtime import requests
 from orchestrator.runtime.app import Orchestrator
 from orchestrator.runtime.handle import WorkflowHandle
-from orchestrator.store.instances import Status
+from orchestrator.store.instances import Instance, Status
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,7 +35,7 @@ _PAGE = 500
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An instance that is to be changed; of one that was named nothing is known but that."""
+    """An instance that is to be changed; of one that is not there nothing is known but that it was named."""
 
     instance_id: str
     workflow: str | None = None
@@ -62,7 +64,7 @@ class Selection:
                 "give ids, or select by --workflow, --status, --attribute and --older-than; not both"
             )
         if self.instance_ids:
-            return [Target(each) for each in dict.fromkeys(self.instance_ids)]
+            return [_named(owner, each) for each in dict.fromkeys(self.instance_ids)]
         if not is_selecting:
             raise click.UsageError("give ids, or select by --workflow, --status, --attribute and --older-than")
         before = None if self.older_than is None else datetime.now(UTC) - self.older_than
@@ -81,6 +83,13 @@ class Selection:
             cursor = page.cursor
             if cursor is None:
                 return found
+
+
+def _named(owner: Orchestrator, instance_id: str) -> Target:
+    found = owner.find_instance(instance_id)
+    if found is None:
+        return Target(instance_id)
+    return Target(found.id, found.workflow, found.status, found.created_at)
 
 
 def selecting(eligible: Sequence[Status]) -> Callable[[F], F]:
@@ -111,25 +120,27 @@ def change_each(
     eligible: Sequence[Status],
     words: tuple[str, str],
     change: Callable[[WorkflowHandle], None],
+    check: Callable[[Instance], None],
     question: str | None = None,
 ) -> None:
     """Do ``change`` to each instance; one that refuses does not keep it from the others.
 
-    ``words`` are the deed and what was done: ``("cancel", "cancelled")``; ``question`` asks before it is begun.
+    ``words`` are the deed and what was done: ``("cancel", "cancelled")``; ``check`` raises what ``change`` would,
+    and is all that is done in a dry run; ``question`` asks before it is begun.
     """
     owner = orchestrator_in(ctx)
     targets = selection.find(owner, eligible)
-    if selection.is_dry_run:
-        _list(selection, targets, words[0])
-        return
-    if targets and question is not None:
+    if targets and question is not None and not selection.is_dry_run:
         what = targets[0].instance_id if len(targets) == 1 else f"{len(targets)} instances"
         confirm(question.format(what), is_sure=selection.is_sure)
-    done: list[str] = []
+    accepted: list[Target] = []
     failed: list[dict[str, str]] = []
     for target in targets:
         try:
-            change(owner.get(target.instance_id))
+            if selection.is_dry_run:
+                _check(owner, target, check)
+            else:
+                change(owner.get(target.instance_id))
         except EXPECTED as error:
             failure = as_failure(error)
             if len(selection.instance_ids) == 1:
@@ -137,23 +148,40 @@ def change_each(
             failed.append({"instance_id": target.instance_id, "error": failure.message})
             complain(f"{target.instance_id}: {failure.message}")
         else:
-            done.append(target.instance_id)
-            if not selection.as_document:
+            accepted.append(target)
+            if not (selection.is_dry_run or selection.as_document):
                 say(f"{words[1]} {target.instance_id}")
-    if selection.as_document:
-        print_json({"dry_run": False, "instances": targets, "done": done, "failed": failed})
-    elif not targets:
-        say(f"nothing to {words[0]}")
-    elif len(targets) > 1:
-        say(f"{words[1]} {len(done)} of {len(targets)} instances")
+    _report(selection, words, targets, accepted, failed)
     if failed:
         ctx.exit(FAILED)
 
 
-def _list(selection: Selection, targets: list[Target], deed: str) -> None:
+def _check(owner: Orchestrator, target: Target, check: Callable[[Instance], None]) -> None:
+    instance = owner.find_instance(target.instance_id)
+    if instance is None:
+        raise errors.UnknownInstance(target.instance_id)
+    check(instance)
+
+
+def _report(
+    selection: Selection,
+    words: tuple[str, str],
+    targets: list[Target],
+    accepted: list[Target],
+    failed: list[dict[str, str]],
+) -> None:
     if selection.as_document:
-        print_json({"dry_run": True, "instances": targets, "done": [], "failed": []})
-        return
+        done = [] if selection.is_dry_run else [target.instance_id for target in accepted]
+        print_json({"dry_run": selection.is_dry_run, "instances": targets, "done": done, "failed": failed})
+    elif selection.is_dry_run:
+        _list(accepted, words[0])
+    elif not targets:
+        say(f"nothing to {words[0]}")
+    elif len(targets) > 1:
+        say(f"{words[1]} {len(accepted)} of {len(targets)} instances")
+
+
+def _list(targets: list[Target], deed: str) -> None:
     rows = [
         (each.instance_id, each.workflow or "", styled(each.status) if each.status else "", as_time(each.created_at))
         for each in targets
@@ -175,6 +203,7 @@ def cancel(ctx: click.Context, /, reason: str | None, terminates: bool, **select
         UNENDED,
         ("cancel", "cancelled"),
         lambda handle: handle.cancel(reason, terminate=terminates),
+        requests.check_cancellable,
         "Cancel {}, and undo what was done?",
     )
 
@@ -191,6 +220,7 @@ def terminate(ctx: click.Context, /, reason: str | None, **selected: Any) -> Non
         UNENDED,
         ("terminate", "terminated"),
         lambda handle: handle.terminate(reason),
+        requests.check_terminable,
         "End {} with nothing undone?",
     )
 
@@ -206,6 +236,7 @@ def undo(ctx: click.Context, /, **selected: Any) -> None:
         (Status.COMPLETED,),
         ("undo", "undoing"),
         lambda handle: handle.undo(),
+        requests.check_undoable,
         "Undo all that {} did?",
     )
 
@@ -215,4 +246,11 @@ def undo(ctx: click.Context, /, **selected: Any) -> None:
 @click.pass_context
 def resume(ctx: click.Context, /, **selected: Any) -> None:
     """Give BLOCKED instances another try: their blocked steps another attempt, their code another pass."""
-    change_each(ctx, Selection(**selected), (Status.BLOCKED,), ("resume", "resumed"), lambda handle: handle.resume())
+    change_each(
+        ctx,
+        Selection(**selected),
+        (Status.BLOCKED,),
+        ("resume", "resumed"),
+        lambda handle: handle.resume(),
+        requests.check_blocked,
+    )

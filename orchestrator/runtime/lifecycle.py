@@ -54,10 +54,9 @@ class Lifecycle:
         """End an instance where it stands, undoing nothing."""
 
         def prepare(connection: Connection, locked: Instance) -> Change | None:
+            requests.check_terminable(locked)
             if locked.status is Status.TERMINATED:
                 return None
-            if locked.status.is_final:
-                raise errors.InvalidOperation(f"{locked.id} is {locked.status}; there is nothing left to terminate")
             change = Change()
             requests.terminate(self.coordinator, connection, locked, change, reason)
             return change
@@ -68,10 +67,9 @@ class Lifecycle:
         """Have a completed instance run its compensations; once is enough."""
 
         def prepare(_connection: Connection, locked: Instance) -> Change | None:
+            requests.check_undoable(locked)
             if locked.undo_order is not None:
                 return None
-            if locked.status is not Status.COMPLETED:
-                raise errors.InvalidOperation(f"{locked.id} is {locked.status}; only what has completed can be undone")
             change = Change()
             requests.request_undo(self.coordinator, locked, change, None)
             return change
@@ -89,8 +87,7 @@ class Lifecycle:
             if was_blocked and locked.status is not Status.BLOCKED:
                 return None  # the answer to the COMMIT before was lost: it has been resumed
             was_blocked = locked.status is Status.BLOCKED
-            if locked.status is not Status.BLOCKED:
-                raise errors.InvalidOperation(f"{locked.id} is {locked.status}; only what is BLOCKED can be resumed")
+            requests.check_blocked(locked)
             change = Change()
             is_for_code = blocking.is_blocked_for_code(locked)
             for row in history.list_blocked(connection, locked):

@@ -35,6 +35,24 @@ def check_cancellable(instance: Instance) -> None:
         )
 
 
+def check_terminable(instance: Instance) -> None:
+    """Refuse to terminate what has ended otherwise."""
+    if instance.status.is_final and instance.status is not Status.TERMINATED:
+        raise errors.InvalidOperation(f"{instance.id} is {instance.status}; there is nothing left to terminate")
+
+
+def check_undoable(instance: Instance) -> None:
+    """Refuse to undo what has not completed; what is being undone, or was, has."""
+    if instance.undo_order is None and instance.status is not Status.COMPLETED:
+        raise errors.InvalidOperation(f"{instance.id} is {instance.status}; only what has completed can be undone")
+
+
+def check_blocked(instance: Instance) -> None:
+    """Refuse to resume what is not blocked."""
+    if instance.status is not Status.BLOCKED:
+        raise errors.InvalidOperation(f"{instance.id} is {instance.status}; only what is BLOCKED can be resumed")
+
+
 def request_cancel(passes: Passes, instance: Instance, change: Change, reason: str | None) -> None:
     """Note a cancellation, unless one is noted already or there is nothing left to cancel."""
     if instance.status.is_final or instance.is_past_pivot or instance.cancel_order is not None:

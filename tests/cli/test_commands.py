@@ -289,6 +289,26 @@ def test_one_that_refuses_does_not_stop_the_others(cluster: Cluster, run: Comman
     assert [each["instance_id"] for each in again["failed"]] == ["nobody", "nobody-either"]
 
 
+def test_a_dry_run_refuses_what_would_be_refused(cluster: Cluster, run: CommandLine) -> None:
+    ended, handle = cluster.run("order", "ada"), waiting(cluster)
+    for command, refused in [("cancel", ended), ("terminate", ended), ("undo", handle), ("resume", handle)]:
+        assert refused.id in run(command, refused.id, "--dry-run", code=1).stderr
+        assert "there is no instance 'nobody'" in run(command, "nobody", "--dry-run", code=3).stderr
+    ran = run("cancel", ended.id, "nobody", handle.id, "--dry-run", code=1)
+    assert ran.lines[-1] == "would cancel 1 instance"
+    assert [line.partition(":")[0] for line in ran.stderr.splitlines()] == [ended.id, "nobody"]
+    told = run("cancel", ended.id, handle.id, "--dry-run", "--json", code=1).document
+    assert [(each["instance_id"], each["workflow"], each["status"]) for each in told["instances"]] == [
+        (ended.id, f"{MODULE}.order", "COMPLETED"),
+        (handle.id, f"{MODULE}.asks", "RUNNING"),
+    ]
+    assert all(each["created_at"] for each in told["instances"])
+    assert ([each["instance_id"] for each in told["failed"]], told["done"]) == ([ended.id], [])
+    assert handle.instance_status == "RUNNING"
+    [row] = run("undo", ended.id, "--yes", "--json").document["instances"]
+    assert (row["workflow"], row["status"]) == (f"{MODULE}.order", "COMPLETED")
+
+
 def test_a_selection_is_listed_before_it_is_touched(cluster: Cluster, run: CommandLine) -> None:
     handles = [cluster.start("buys", f"{number}") for number in range(2)]
     for handle in handles:
