@@ -86,7 +86,9 @@ class Ending:
             "kwargs": kwargs,
             "delivery_info": {"routing_key": instance.queue, "priority": self.kept.priority},
         }
-        request = CeleryRequest({**of_task, **self.kept.request})
+        # as a worker has them: all together, and each by its name where that is not one of Celery's own
+        headers = self.kept.request.get("headers") or {}
+        request = CeleryRequest({**headers, **of_task, **self.kept.request})
         if self.keeps_trail:
             own = (part.child_id if part.kind is Kind.CHILD else task_id_of(part.key, part.dispatch) for part in parts)
             request.children.extend(self.app.AsyncResult(each) for each in own)

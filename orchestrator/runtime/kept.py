@@ -7,6 +7,7 @@ ids however often it is repeated.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -19,7 +20,8 @@ from celery.utils.time import maybe_make_aware
 
 from orchestrator import codec
 from orchestrator.core.records import Payload
-from orchestrator.errors import InvalidOperation
+from orchestrator.errors import InvalidOperation, NotEncodable
+from orchestrator.runtime.dispatch import START_HEADER
 
 #: Attributes of a Celery request that its end needs.
 _NEEDED = (
@@ -39,6 +41,8 @@ _NEEDED = (
 )
 #: Of these, nought says something too.
 _NUMBERS = ("group_index",)
+#: Headers of a start message that are not the caller's: they are of this one message, or kept by themselves.
+_OUR_OWN = (START_HEADER, "traceparent", "tracestate")
 #: What says when is a matter of the record, what follows the end of its end; the id is the instance's.
 _NOT_SENT = ("countdown", "eta", "expires", "link", "link_error", "task_id")
 
@@ -70,7 +74,7 @@ def of_message(app: Celery, request: CeleryRequest) -> Payload:
     needed = {name: getattr(request, name, None) for name in _NEEDED}
     links = {name: _frozen(app, getattr(request, name, None)) for name in ("callbacks", "errbacks")}
     priority = (request.delivery_info or {}).get("priority")
-    return _text({**needed, **links}, priority, None)
+    return _text({**needed, **links, "headers": _custom(request.headers)}, priority, None)
 
 
 def of_options(
@@ -103,6 +107,7 @@ def of_options(
         "chord": merged.get("chord"),
         "group": merged.get("group_id"),
         "group_index": merged.get("group_index"),
+        "headers": _custom(merged.get("headers")),
     }
     sent = {name: getattr(value, "name", value) if name == "queue" else value for name, value in options.items()}
     sent = {name: value for name, value in sent.items() if name not in _NOT_SENT}
@@ -116,6 +121,18 @@ def _text(request: Mapping[str, Any], priority: int | None, start: Start | None)
     told = {name: value for name, value in request.items() if value or (name in _NUMBERS and value is not None)}
     kept = {"request": told, "priority": priority, "start": start}
     return codec.encode({name: value for name, value in kept.items() if value is not None}, "the request")
+
+
+def _custom(headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the headers that somebody gave a message, as far as they have a JSON form: brokers take more than that."""
+    kept = {}
+    for name, value in (headers or {}).items():
+        if name in _OUR_OWN:
+            continue
+        with suppress(NotEncodable):
+            codec.encode(value, "a header")
+            kept[str(name)] = value
+    return kept
 
 
 def _instant(app: Celery, task: str, name: str, options: Mapping[str, Any], now: datetime) -> datetime | None:

@@ -49,6 +49,11 @@ def note_failure(request: Any, error: Any, _traceback: Any, path: str) -> None:
     _append(path, request.id, f"{type(error).__name__}: {error}")
 
 
+@shared_task
+def note_headers(request: Any, error: Any, _traceback: Any, path: str) -> None:
+    _append(path, request.id, [request.headers["tenant"], request.tenant])
+
+
 @shared_task(bind=True)
 def note_failed_id(self: Task, failed_id: str, path: str) -> None:
     """An errback of the old style: a task of its own, which gets the id of what failed."""

@@ -229,6 +229,18 @@ def test_stamps_survive_to_what_follows(cluster: Cluster, tmp_path: Path) -> Non
     assert [wait_notes(path)[0][1] for path in (told, linked)] == ["north", "north"]
 
 
+@pytest.mark.parametrize("how", ["plain", "sent", "started", "in a chain"])
+def test_errbacks_see_the_headers_that_it_was_sent_with(cluster: Cluster, tmp_path: Path, how: str) -> None:
+    notes = tmp_path / "notes"
+    failing = cluster.task("refuse" if how == "plain" else "fails").si(1)
+    failing.set(headers={"tenant": "north"}, link_error=[cluster.task("note_headers").s(str(notes))])
+    if how == "started":
+        cluster.orchestrator.start(failing)
+    else:
+        (cluster.task("add").s(1, 1) | failing if how == "in a chain" else failing).apply_async()
+    assert [headers for _, headers in wait_notes(notes)] == [["north", "north"]]
+
+
 def test_undoing_what_has_completed_tells_celery_nothing(cluster: Cluster, tmp_path: Path) -> None:
     followed, called = tmp_path / "followed", tmp_path / "called"
     signature = cluster.task("can_be_undone").s()
