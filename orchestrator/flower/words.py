@@ -69,6 +69,11 @@ def value(of: Any, limit: int | None = SHOWN_CHARACTERS) -> str:
     return f"{text[:limit]}\n… ({len(text) - limit:,} more characters)"
 
 
+def stray(ended: str) -> str:
+    """Say what an attempt came to that had been given up."""
+    return "may have taken effect" if ended == Outcome.UNKNOWN else ended
+
+
 def attribute(of: Any) -> str:
     """Return the value of an attribute as it is typed to search for it."""
     return of if isinstance(of, str) else json.dumps(of, ensure_ascii=False)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from orchestrator import codec, errors
-from orchestrator.core.records import Compensation, Failure, Kind, NotUndone, State
+from orchestrator.core.records import Compensation, Failure, Kind, NotUndone, Outcome, State
 from orchestrator.runtime import settling
 from orchestrator.runtime.dispatch import task_id_of
 from orchestrator.runtime.masking import Masks
 from orchestrator.store.history import HistoryRow
 from orchestrator.store.instances import Instance, Status
+
+_STRAYS = {"AttemptFailed": str(Outcome.FAILED), "AttemptDoubtful": str(Outcome.UNKNOWN)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class HistoryEntry:
     lost: int
     compensation: str | None
     resolution: str | None
-    strays: str | None
+    strays: list[dict[str, Any]]  # each: the attempt, what it ended as (succeeded, failed, unknown), and at when
     scheduled_at: datetime
     started_at: datetime | None
     settled_at: datetime | None
@@ -160,7 +163,7 @@ def history_entry(masks: Masks, row: HistoryRow) -> HistoryEntry:
         row.lost,
         plan,
         row.resolution,
-        row.strays,
+        _list_strays(row),
         row.scheduled_at,
         row.started_at,
         row.settled_at,
@@ -172,6 +175,19 @@ def history_entry(masks: Masks, row: HistoryRow) -> HistoryEntry:
         row.publish_at if row.state is State.SCHEDULED and not row.publications else None,
         row.late_at,
     )
+
+
+def _list_strays(row: HistoryRow) -> list[dict[str, Any]]:
+    """Return what attempts of a step that had been given up came to after all."""
+    told = json.loads(row.strays) if row.strays else []
+    return [
+        {
+            "attempt": stray["attempt"],
+            "ended": _STRAYS.get(stray["ended"], stray["ended"]),
+            "at": datetime.fromisoformat(stray["at"]),
+        }
+        for stray in told
+    ]
 
 
 def _task_id(row: HistoryRow) -> str | None:

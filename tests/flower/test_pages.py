@@ -174,7 +174,9 @@ def test_the_compensations_are_in_the_order_in_which_they_ran(site: Site, worlds
     assert re.search(r"failed: not undone refund undoes step 1 .* undone release undoes step 0", stack), stack
 
 
-def test_an_effect_that_came_after_its_undo_is_shown_as_not_undone(site: Site, worlds: Worlds) -> None:
+def test_an_effect_that_came_after_its_undo_is_shown_as_not_undone(
+    site: Site, worlds: Worlds, orchestrator: Orchestrator
+) -> None:
     world = worlds(buy=lambda ctx: ctx.run(step("charge"), compensate=step("refund")))
     world.start("buy", instance_id="late")
     given_up = world.take(0)
@@ -187,6 +189,9 @@ def test_an_effect_that_came_after_its_undo_is_shown_as_not_undone(site: Site, w
     stack = words_of(site.read("late").partition('id="compensations"')[2].partition('id="records"')[0])
     assert "ran, and the step took effect after it had begun refund undoes step 0" in stack
     assert ">late</a>" in site.list("?status=attention")
+    [stray] = orchestrator.get("late").history()[0].strays
+    assert stray == {"attempt": 1, "ended": "succeeded", "at": world.clock()}
+    assert "Given up, yet attempt 1 succeeded" in words_of(site.read("late"))
 
 
 def test_what_would_be_undone_is_told_while_nothing_has_failed(site: Site, worlds: Worlds) -> None:
