@@ -1,14 +1,17 @@
-"""The store in one of Django's databases: its URL, from what ``settings.DATABASES`` says."""
+"""The store in one of Django's databases: its URL, from what ``settings.DATABASES`` says, and how both write to it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any
 
-from sqlalchemy import URL
+from sqlalchemy import URL, Connection
 
-from orchestrator.errors import ConfigurationError
+from orchestrator.errors import ConfigurationError, InvalidOperation
 from orchestrator.runtime.django_connection import find_driver
+from orchestrator.store.engine import Store
 
 #: What ``OPTIONS`` has for Django or its driver and not for the server: our connections have settings of their own.
 _DJANGOS_OWN = frozenset(
@@ -26,6 +29,54 @@ _DJANGOS_OWN = frozenset(
         "use_unicode",
     }
 )
+
+
+#: For so long other processes may have the lock of an SQLite file, of which this thread has an open transaction.
+_LOCK_SECONDS = 2.0
+
+
+class SharedStore(Store):
+    """A store in a database of Django's, whose own transactions it must not wait for where they wait for it."""
+
+    def __init__(self, alias: str, url: str, **options: Any) -> None:
+        super().__init__(url, **options)
+        self.alias = alias
+
+    @contextmanager
+    def begin(self, purpose: str) -> Iterator[Connection]:
+        """Open a write transaction.  Raises ``InvalidOperation`` on SQLite where Django's own keeps it from ending."""
+        if self.is_sqlite:
+            self._check_unlocked()
+        with super().begin(purpose) as connection:
+            yield connection
+
+    def _check_unlocked(self) -> None:
+        from django.db import connections
+
+        wrapper = connections[self.alias]  # this thread's
+        if wrapper.in_atomic_block and (_locks_at_once(wrapper) or self._is_locked()):
+            raise InvalidOperation(
+                f"this is inside of transaction.atomic(), which keeps {self.describe()} locked, as SQLite has one "
+                "writer at a time: give session=connection to what takes it, or do this when the block has ended, by "
+                "transaction.on_commit()"
+            )
+
+    def _is_locked(self) -> bool:
+        """Tell whether the file stays locked: a transaction of Django's locks it at its first write, untold."""
+        with closing(
+            sqlite3.connect(self.url.database or "", timeout=_LOCK_SECONDS, isolation_level=None)
+        ) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            connection.execute("ROLLBACK")
+            return False
+
+
+def _locks_at_once(wrapper: Any) -> bool:
+    # the setting is as old as Django 5.1
+    return str(getattr(wrapper, "transaction_mode", None)).upper() in ("IMMEDIATE", "EXCLUSIVE")
 
 
 def find_alias(store: str) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 from celery import Celery
 
 from orchestrator import codec
+from orchestrator.runtime import django_store
 from orchestrator.runtime.activity import StepRunner
 from orchestrator.runtime.aftermath import Aftermath
 from orchestrator.runtime.claims import Claims
@@ -87,8 +88,12 @@ class Parts:
 
     @functools.cached_property
     def store(self) -> Store:
-        limit = self.settings.heartbeat_limit
-        return Store(self.store_url, idle_limit_seconds=limit, migrate=self.settings.migrate)
+        options: dict[str, Any] = {
+            "idle_limit_seconds": self.settings.heartbeat_limit,
+            "migrate": self.settings.migrate,
+        }
+        alias = self.settings.store and django_store.find_alias(self.settings.store)
+        return django_store.SharedStore(alias, self.store_url, **options) if alias else Store(self.store_url, **options)
 
     @functools.cached_property
     def masks(self) -> Masks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -91,6 +92,35 @@ def test_the_store_is_the_database_that_the_settings_of_django_name(store_url: s
             orchestrator.start(workflow.s("a"), instance_id="a", session=django.connections[alias])
         assert [each.instance_id for each in orchestrator.list()] == ["a"]
         assert orchestrator.store.url == make_url(url_of(alias))
+        orchestrator.store.dispose()
+        app.close()
+
+
+@pytest.mark.parametrize("mode", ["IMMEDIATE", "DEFERRED"])
+def test_an_sqlite_file_that_is_locked_by_the_callers_own_block_is_not_waited_for(sqlite_url: str, mode: str) -> None:
+    own = {"CELERY_ORCHESTRATOR_STORE": "django", "CELERY_BROKER_URL": "memory://"}
+    options = {"transaction_mode": mode}
+    with Django({"default": sqlite_url}, options=options) as django, override_settings(**own):
+        app = Celery("shop", set_as_current=False)
+        app.config_from_object(django_settings, namespace="CELERY")
+        orchestrator = Orchestrator(app)
+        workflow = orchestrator.workflow(checkout)
+        handle = orchestrator.start(workflow.s("a"), instance_id="a")
+        with django.connection.cursor() as cursor:
+            cursor.execute("CREATE TABLE own_order (name VARCHAR(100))")
+        began_at = time.monotonic()
+        with django.atomic():
+            if mode == "DEFERRED":  # which locks nothing until it writes
+                orchestrator.start(workflow.s("b"), instance_id="b")
+                with django.connection.cursor() as cursor:
+                    cursor.execute("INSERT INTO own_order VALUES ('a')")
+            for write in (lambda: orchestrator.start(workflow.s("c")), handle.cancel):
+                with pytest.raises(errors.InvalidOperation, match=r"inside of transaction\.atomic"):
+                    write()
+            orchestrator.start(workflow.s("d"), instance_id="d", session=django.connection)
+        handle.cancel()
+        assert time.monotonic() - began_at < 20
+        assert {"a", "d"} <= {each.instance_id for each in orchestrator.list()}
         orchestrator.store.dispose()
         app.close()
 
