@@ -180,7 +180,7 @@ def decode_arguments(
     ``ResultMismatch`` for what does not fit: a workflow is written for us, its annotations are meant.
     """
     args, kwargs = plain_arguments(text)
-    return _fit_arguments(args, kwargs, annotations, skip, fit if strict else fit_leniently)
+    return _fit_arguments(args, kwargs, annotations, skip, _fit_strictly if strict else _fit_leniently)
 
 
 def _fit_arguments(
@@ -188,18 +188,26 @@ def _fit_arguments(
     kwargs: dict[str, Any],
     annotations: Annotations,
     skip: int,
-    fitted: Callable[[object, object], Any] = fit_leniently,
+    fitted: Callable[[object, object, str], Any],
 ) -> tuple[list[Any], dict[str, Any]]:
     parameters = annotations.parameters
     hints = [*parameters.values(), annotations.var_positional, annotations.var_keyword]
     if all(is_untyped(hint) for hint in hints):
         return args, kwargs
-    by_position = [parameters[name] for name in annotations.positional[skip:]]
-    by_position += [annotations.var_positional] * (len(args) - len(by_position))
+    by_position = [(name, parameters[name]) for name in annotations.positional[skip:]]
+    by_position += [("*args", annotations.var_positional)] * (len(args) - len(by_position))
     return (
-        [fitted(arg, hint) for arg, hint in zip(args, by_position, strict=False)],
-        {name: fitted(arg, parameters.get(name, annotations.var_keyword)) for name, arg in kwargs.items()},
+        [fitted(arg, hint, name) for arg, (name, hint) in zip(args, by_position, strict=False)],
+        {name: fitted(arg, parameters.get(name, annotations.var_keyword), name) for name, arg in kwargs.items()},
     )
+
+
+def _fit_strictly(value: object, annotation: object, name: str) -> Any:
+    return fit(value, annotation, f"{name!r} of the input")
+
+
+def _fit_leniently(value: object, annotation: object, _name: str) -> Any:
+    return fit_leniently(value, annotation)
 
 
 def decode_undone_step(payload: str | dict[str, Any], annotations: Annotations | None, skip: int = 0) -> UndoneStep:
@@ -210,7 +218,7 @@ def decode_undone_step(payload: str | dict[str, Any], annotations: Annotations |
     step = read(payload) if isinstance(payload, str) else payload
     args, kwargs, result = step["call"]["args"], step["call"]["kwargs"], step["result"]
     if annotations is not None:
-        args, kwargs = _fit_arguments(args, kwargs, annotations, skip)
+        args, kwargs = _fit_arguments(args, kwargs, annotations, skip, _fit_leniently)
         result = fit_leniently(result, annotations.returns)
     late_outcome = step["late_outcome"]
     return UndoneStep(

@@ -207,14 +207,17 @@ def decode(text: str, annotation: object = None) -> Any:
     return fit(read(text), annotation)
 
 
-def fit(value: object, annotation: object) -> Any:
-    """Return plain JSON as the type ``annotation`` names; raise ``ResultMismatch`` when it does not fit."""
+def fit(value: object, annotation: object, what: str = "the recorded value") -> Any:
+    """Return plain JSON as the type ``annotation`` names; raise ``ResultMismatch`` when it does not fit.
+
+    ``what`` names it in the error.
+    """
     if is_untyped(annotation):
         return value
     try:
         return _validate(adapter_for(annotation), value)
     except MISFITS as misfit:
-        reason = f"the recorded value does not fit {_spelled(annotation)}: {_summary(misfit)}"
+        reason = f"{what} does not fit {_spelled(annotation)}: {_summary(misfit)}"
         raise errors.ResultMismatch(reason) from misfit
 
 

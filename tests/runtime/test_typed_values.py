@@ -176,6 +176,15 @@ def test_a_compensation_gets_the_typed_step_or_result(cluster: Cluster) -> None:
     assert cluster.effects.names(handle.id) == ["Item", "Order Item True"]
 
 
+def test_input_that_was_sent_by_name_and_does_not_fit_is_named(cluster: Cluster) -> None:
+    sent = cluster.app.send_task(cluster.task("ships").name, ({"not": "an order"},), {"at": "tomorrow"})
+    handle = cluster.task("ships").AsyncResult(sent.id)
+    assert cluster.wait_status(handle) == "FAILED"
+    error = handle.describe().error
+    assert error is not None
+    assert error.message.startswith("'order' of the input does not fit Order: ")
+
+
 @shared_workflow
 def misfits(ctx: Context) -> Any:
     return ctx.run(untyped.s({"sizes": []}), returns=Item)
