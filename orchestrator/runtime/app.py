@@ -101,6 +101,8 @@ class Orchestrator(Parts):
 
         It gets the step's result as its only argument, or with ``pass_step`` an ``UndoneStep``.  ``retry`` is its own
         policy (default: at most an hour apart, for three days); ``always`` undoes a step that failed as well.
+
+        No worker starts where two different ones are registered for a task: ``ConfigurationError`` names them.
         """
 
         def register(compensation: F) -> F:
@@ -313,6 +315,7 @@ class Orchestrator(Parts):
         for task in own:  # when all the others are wrapped: it may be refused
             if self.registry.find_defaults(task.name).is_transactional:
                 open_up(task, lambda: self.current.bodies)
+        self.registry.check()
 
     def make_threads(self, worker: Any) -> tuple[Heartbeat, Poller, Teller]:
         """Return the threads of a worker; called before its pool forks."""

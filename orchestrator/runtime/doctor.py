@@ -289,6 +289,8 @@ class _Examined:
             do = "put @orchestrator.compensates above @app.task, and give it a task"
             yield Finding("compensations", Level.PROBLEM, what, do)
             return
+        for conflict in self.orchestrator.registry.list_conflicts():
+            yield Finding("compensations", Level.PROBLEM, conflict, "register one of them; no worker starts until then")
         for undone, compensation in sorted(registered.items()):
             for name in sorted({undone, compensation} - known):
                 what = f"{compensation} is registered to undo {undone}, and no task is named {name}"

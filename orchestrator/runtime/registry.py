@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.core.records import Compensation
 from orchestrator.core.retry import COMPENSATION_RETRY, RetryPolicy
-from orchestrator.errors import ResultNeeded
+from orchestrator.errors import ConfigurationError, ResultNeeded
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,10 @@ class RegisteredCompensation:
     retry: RetryPolicy | None = None
     always: bool = False
 
+    @property
+    def name(self) -> str:
+        return str(getattr(self.task, "name", self.task))  # it may be no task; whoever needs one says so
+
     def plan(self, retry: RetryPolicy | None) -> Compensation:
         return Compensation(
             self.task.name, passes="step" if self.pass_step else "result", retry=retry, always=self.always
@@ -47,9 +51,31 @@ class Registry:
         self._pending: list[Callable[[], None]] = []
         self._compensations: dict[str, RegisteredCompensation] = {}
         self._defaults: dict[str, ActivityDefaults] = {}
+        self._conflicts: dict[str, tuple[str, str]] = {}
 
     def add_compensation(self, task: Any, compensation: RegisteredCompensation) -> None:
-        self._pending.append(lambda: self._compensations.__setitem__(task.name, compensation))
+        self._pending.append(lambda: self._add(task.name, compensation))
+
+    def _add(self, undone: str, compensation: RegisteredCompensation) -> None:
+        before = self._compensations.get(undone)
+        if before is not None and before.name != compensation.name:  # of the same name: its module was loaded again
+            self._conflicts[undone] = (before.name, compensation.name)
+        self._compensations[undone] = compensation
+
+    def list_conflicts(self) -> list[str]:
+        """Say of which tasks more than one compensation was registered."""
+        self._resolve()
+        return [
+            f"both {first} and {second} are registered to undo {undone}; a step is undone by one task: register one, "
+            "and give the other where it is called, with compensate="
+            for undone, (first, second) in sorted(self._conflicts.items())
+        ]
+
+    def check(self) -> None:
+        """Refuse, with ``ConfigurationError``, what must not be decided by which module was imported last."""
+        conflicts = self.list_conflicts()
+        if conflicts:
+            raise ConfigurationError("; ".join(conflicts))
 
     def add_defaults(self, task: Any, defaults: ActivityDefaults) -> None:
         self._pending.append(lambda: self._defaults.__setitem__(task.name, defaults))

@@ -13,6 +13,7 @@ from sqlalchemy import update
 
 from orchestrator import Context, Orchestrator
 from orchestrator._version import __version__
+from orchestrator.errors import ConfigurationError
 from orchestrator.runtime.doctor import Finding, Level, examine
 from orchestrator.store import migrations, tables, workers
 from orchestrator.store.engine import Store
@@ -170,6 +171,21 @@ def test_a_compensation_that_is_no_task_is_named(sqlite_url: str, make: Make) ->
     charge = orchestrator.app.task(name="charge", shared=False)(lambda_free)
     orchestrator.compensates(charge)(lambda_free)
     assert "no task" in wrong(orchestrator)["compensations"].what
+
+
+def test_two_compensations_of_one_task_are_refused_and_named(sqlite_url: str, make: Make) -> None:
+    add_worker(sqlite_url)
+    orchestrator = make(sqlite_url)
+    charge, refund, void = (
+        orchestrator.app.task(name=name, shared=False)(lambda_free) for name in ("charge", "refund", "void")
+    )
+    for _ in range(2):  # a module that is loaded twice
+        orchestrator.compensates(charge)(refund)
+    orchestrator.install()
+    orchestrator.compensates(charge)(void)
+    with pytest.raises(ConfigurationError, match="both refund and void are registered to undo charge"):
+        orchestrator.install()
+    assert "both refund and void" in wrong(orchestrator)["compensations"].what
 
 
 def test_a_compensation_of_another_app_is_named(sqlite_url: str, make: Make) -> None:
