@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 from celery.app.task import Task
 from celery.exceptions import Ignore
@@ -82,6 +82,22 @@ class WorkflowTask(Task):
         Raises ``EagerModeStuck`` for one that waits for what nobody here can bring: a message, or an operator.
         """
         return orchestrator_of(self._get_app()).eager.apply(self, args, kwargs, throw, options)
+
+    def map(self, it: Any) -> NoReturn:  # noqa: ARG002
+        """Refuse, as ``starmap`` and ``chunks`` do, what would call the function inside of another task."""
+        self._refuse("map")
+
+    def starmap(self, it: Any) -> NoReturn:  # noqa: ARG002
+        self._refuse("starmap")
+
+    def chunks(self, it: Any, n: int) -> NoReturn:  # noqa: ARG002
+        self._refuse("chunks")
+
+    def _refuse(self, name: str) -> NoReturn:
+        raise errors.InvalidOperation(
+            f"{self.name} is a workflow, which {name}() would call inside of one other task; start one for each item, "
+            "with a group, or have one workflow run them with ctx.map"
+        )
 
     def encode_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """Return the input as it is recorded: bound to the function's parameters, checked against its annotations."""

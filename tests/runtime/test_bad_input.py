@@ -93,6 +93,9 @@ ORDER = Order("book", 1)
         (lambda shop: shop.orchestrator.list(status="DONE"), ValueError, "'DONE' is not a valid Status.*COMPLETED"),
         (lambda shop: shop.orchestrator.list(started_after=datetime(2026, 1, 1)), errors.NaiveDatetime, "time zone"),  # noqa: DTZ001
         (lambda shop: shop.buy(ORDER), TypeError, r"buy is a workflow: start it with .delay\(\)"),
+        (lambda shop: shop.buy.map([ORDER]), errors.InvalidOperation, r"buy is a workflow, which map\(\) would"),
+        (lambda shop: shop.buy.starmap([(ORDER,)]), errors.InvalidOperation, r"which starmap\(\) would call"),
+        (lambda shop: shop.buy.chunks([(ORDER,)], 2), errors.InvalidOperation, r"which chunks\(\) would call"),
         (lambda shop: shop.buy.apply(()), errors.InputMismatch, "missing .* 'order'"),
     ],
 )
