@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -87,6 +88,17 @@ def use_when_told(url: str, told: int, tells: int) -> None:
     with store.read("look") as connection:
         assert due.find_next_due(connection) is None
     store.dispose()
+
+
+@pytest.mark.parametrize(("level", "is_told"), [(logging.INFO, False), (logging.DEBUG, True)])
+def test_whoever_migrates_says_nothing_of_it_unless_somebody_is_debugging(
+    sqlite_files: Databases, open_store: OpenStore, caplog: pytest.LogCaptureFixture, level: int, is_told: bool
+) -> None:
+    caplog.set_level(level)
+    before = logging.getLogger("alembic").level
+    open_store(sqlite_files.create(migrated=False)).prepare()
+    assert any(record.name.startswith("alembic") for record in caplog.records) is is_told
+    assert logging.getLogger("alembic").level == before
 
 
 def test_the_schema_that_migrations_make_is_what_the_tables_say(store: Store) -> None:

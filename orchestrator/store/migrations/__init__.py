@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,14 +61,27 @@ def _is_empty(connection: Connection, left: Table) -> bool:
 
 
 def _run(connection: Connection) -> None:
-    # imported late: Alembic is needed once in the life of a database, its import is not cheap
-    from alembic import command
-    from alembic.config import Config
+    with _hushed(logging.getLogger("alembic")):
+        # imported late: Alembic is needed once in the life of a database, its import is not cheap
+        from alembic import command
+        from alembic.config import Config
 
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+@contextmanager
+def _hushed(logger: logging.Logger) -> Iterator[None]:
+    """Have only warnings logged, unless somebody is debugging: a dozen lines would greet the first start."""
+    level = logger.level
+    if not logger.isEnabledFor(logging.DEBUG):
+        logger.setLevel(max(logger.getEffectiveLevel(), logging.WARNING))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager
