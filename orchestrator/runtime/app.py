@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -23,6 +24,7 @@ from orchestrator.runtime.dispatch import ADVANCE, HEADER, SURVIVING
 from orchestrator.runtime.eager import EagerParts
 from orchestrator.runtime.handle import WorkflowHandle
 from orchestrator.runtime.heartbeat import Heartbeat, WorkerDescription
+from orchestrator.runtime.logs import AboutStarts
 from orchestrator.runtime.mail import read_message
 from orchestrator.runtime.parts import Parts
 from orchestrator.runtime.poller import Poller
@@ -339,6 +341,7 @@ class Orchestrator(Parts):
             revoking.Revocations(self.coordinator, self.lifecycle, self.starter, self.dispatcher),
         )
         self.monitor.begin(worker)
+        logging.getLogger("celery.app.trace").addFilter(AboutStarts(self.workflows.knows))
         describe_worker = functools.partial(self._describe_worker, worker)
         heartbeat = Heartbeat(self.store, self.settings, self.executing, describe_worker)
         revoking.listen(self.app, poller.note_revokes)

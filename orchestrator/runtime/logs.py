@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
 from orchestrator.store.history import HistoryRow, StepKey
@@ -15,3 +17,17 @@ def about(what: HistoryRow | StepKey | str, attempt: int | None = None) -> dict[
     if isinstance(what, HistoryRow):
         attempt = attempt or what.attempt
     return extra if attempt is None else {**extra, "attempt": attempt}
+
+
+class AboutStarts(logging.Filter):
+    """Has Celery say of a workflow's start task what is to be known: to Celery it is one whose result is ignored."""
+
+    def __init__(self, is_workflow: Callable[[str], bool]) -> None:
+        super().__init__()
+        self._is_workflow = is_workflow
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        told = record.args
+        if isinstance(told, dict) and told.get("description") == "ignored" and self._is_workflow(str(told.get("name"))):
+            record.args = {**told, "description": "goes on as an instance"}
+        return True

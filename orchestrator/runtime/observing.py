@@ -285,7 +285,8 @@ def _log(each: Notice) -> None:
     if "seq" in told:
         subject = f"{each.instance_id} step {told['seq']} {each.sender}"
     details = ", ".join(f"{name}={value}" for name, value in told.items() if name not in _IN_WORDS)
-    logger.log(level, "%s: %s (%s)", what, subject, details, extra={**_about(each), **extra})
+    details = details and f" ({details})"
+    logger.log(level, "%s: %s%s", what, subject, details, extra={**_about(each), **extra})
 
 
 def _about(each: Notice) -> dict[str, Any]:

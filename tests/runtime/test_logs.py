@@ -97,6 +97,14 @@ def test_lines_of_a_workflow_and_of_its_tasks_name_their_instance(cluster: Clust
     assert line == {"logger": "shop", "line": "paying", "instance_id": handle.id, "run": 0, "seq": 0, "attempt": 1}
 
 
+def test_the_line_about_a_start_task_says_that_the_workflow_goes_on(cluster: Cluster) -> None:
+    handle = cluster.task("pays").delay()
+    cluster.wait_status(handle)
+    wait_until(lambda: f"[{handle.id}] goes on as an instance" in cluster.logs(), "the end of its start task")
+    assert f"[{handle.id}] ignored" not in cluster.logs()
+    wait_until(lambda: f"instance started: {handle.id} {__name__}.pays\n" in cluster.logs(), "its own line")
+
+
 def test_our_own_lines_name_instance_step_and_attempt(cluster: Cluster) -> None:
     handle = cluster.run("pays")
     wait_until(lambda: len(lines_of(cluster, handle.id, "orchestrator")) >= 4, "the lines of its life")
