@@ -264,7 +264,7 @@ class _Examined:
         if live:
             with self.store.read("doctor-needs") as connection:
                 needed_workflows = stuck.list_workflows_under_way(connection)
-                needed_tasks = {crowd.name for crowd in stuck.count_scheduled(connection, None)}
+                needed_tasks = {crowd.name for crowd in stuck.count_scheduled(connection, None, None)}
                 plans = stuck.list_planned_compensations(connection, MOST_INSTANCES, MOST_RECORDS)
             compensations = {plan.name for plan in map(_read_plan, plans) if not plan.is_child}
             for kind, missing in (

@@ -232,7 +232,7 @@ class _Finder:
     # --- what nobody serves ------------------------------------------------------------------------------------------
 
     def list_unserved_steps(self) -> Iterator[Stuck]:
-        crowds = stuck.count_scheduled(self.connection, self.workflow)
+        crowds = stuck.count_scheduled(self.connection, self.workflow, self.now)
         if crowds and not self.live:
             yield _no_worker(crowds, "step")
             return
@@ -242,7 +242,8 @@ class _Finder:
             if found is None:
                 continue
             reason, why, mend = found
-            for record in stuck.list_scheduled(self.connection, crowd.name, crowd.options, self.workflow, self.limit):
+            same = (crowd.name, crowd.options, self.workflow, self.now, self.limit)
+            for record in stuck.list_scheduled(self.connection, *same):
                 yield _of_record(reason, f"{record.kind} {record.seq} ({record.name}) {why}", mend, record)
 
     def _queue_of(self, crowd: Crowd) -> str | None:
@@ -262,7 +263,7 @@ class _Finder:
         return Reason.TASK_UNREGISTERED, why, ()
 
     def list_unserved_passes(self) -> Iterator[Stuck]:
-        crowds = stuck.count_owed_passes(self.connection, self.workflow)
+        crowds = stuck.count_owed_passes(self.connection, self.workflow, self.now)
         if crowds and not self.live:
             yield _no_worker(crowds, "instance")
             return
@@ -270,7 +271,8 @@ class _Finder:
         for crowd in crowds:
             workflow, queue = crowd.name, crowd.options
             serves = any(workflow in w.workflows and _consumes(w, queue) for w in self.live)
-            owing = stuck.list_owing_passes(self.connection, workflow, queue, most if serves else 0, self.limit)
+            least = most if serves else 0
+            owing = stuck.list_owing_passes(self.connection, workflow, queue, least, self.now, self.limit)
             for instance in owing:
                 yield self._unmade(instance) if serves else self._unserved_pass(instance)
 

@@ -127,26 +127,31 @@ def list_instances_not_undone(connection: Connection, workflow: str | None, limi
     return _instances(connection, statement.limit(limit), workflow)
 
 
-def count_owed_passes(connection: Connection, workflow: str | None) -> list[Crowd]:
-    """Return for which workflows and queues passes are owed."""
+def count_owed_passes(connection: Connection, workflow: str | None, now: datetime) -> list[Crowd]:
+    """Return for which workflows and queues passes are owed; what is to begin later owes none yet."""
     columns = (instance.c.workflow, instance.c.queue)
     statement = select(*columns, func.count(), func.min(instance.c.last_at)).group_by(*columns)
-    statement = statement.where(instance.c.pass_due_at > LONG_AGO)
+    statement = statement.where(instance.c.pass_due_at > LONG_AGO, _has_begun(now))
     if workflow is not None:
         statement = statement.where(instance.c.workflow == workflow)
     return [Crowd(*row) for row in connection.execute(statement)]
 
 
 def list_owing_passes(
-    connection: Connection, workflow: str, queue: str | None, most_publications: int, limit: int
+    connection: Connection, workflow: str, queue: str | None, most_publications: int, now: datetime, limit: int
 ) -> list[WaitingInstance]:
     """Return instances of a workflow whose pass was published at least so often, and never made."""
     statement = select(*_INSTANCE).where(
         instance.c.pass_due_at > LONG_AGO,
+        _has_begun(now),
         instance.c.pass_publications >= most_publications,
         instance.c.queue.is_(None) if queue is None else instance.c.queue == queue,
     )
     return _instances(connection, statement.order_by(instance.c.pass_due_at).limit(limit), workflow)
+
+
+def _has_begun(now: datetime) -> Any:
+    return or_(instance.c.run_started_at.is_(None), instance.c.run_started_at <= now)
 
 
 def list_workflows_under_way(connection: Connection) -> list[str]:
@@ -167,28 +172,31 @@ def list_blocked_records(connection: Connection, instance_ids: Collection[str]) 
     return _records(connection, statement.order_by(history.c.instance_id, history.c.seq), None)
 
 
-def count_scheduled(connection: Connection, workflow: str | None) -> list[Crowd]:
-    """Return which tasks are to be claimed by somebody, with which options."""
+def count_scheduled(connection: Connection, workflow: str | None, now: datetime | None) -> list[Crowd]:
+    """Return which tasks are to be claimed by somebody, with which options; with ``now`` those that may be by then."""
     columns = (history.c.name, history.c.options)
     statement = select(*columns, func.count(), func.min(history.c.scheduled_at)).group_by(*columns)
-    statement = statement.where(*_is_scheduled())
+    statement = statement.where(*_is_scheduled(now))
     if workflow is not None:
         statement = statement.where(_of_instance(), instance.c.workflow == workflow)
     return [Crowd(*row) for row in connection.execute(statement)]
 
 
 def list_scheduled(
-    connection: Connection, task: str, options: str | None, workflow: str | None, limit: int
+    connection: Connection, task: str, options: str | None, workflow: str | None, now: datetime, limit: int
 ) -> list[WaitingRecord]:
-    """Return records that wait for a task to be claimed, with these options."""
+    """Return records that wait for a task to be claimed, with these options, and not for their time."""
     same = history.c.options.is_(None) if options is None else history.c.options == options
-    statement = select(*_RECORD).where(_of_instance(), *_is_scheduled(), history.c.name == task, same)
+    statement = select(*_RECORD).where(_of_instance(), *_is_scheduled(now), history.c.name == task, same)
     return _records(connection, statement.order_by(history.c.due_at).limit(limit), workflow)
 
 
-def _is_scheduled() -> Sequence[Any]:
+def _is_scheduled(now: datetime | None) -> Sequence[Any]:
+    # what was never published waits for its countdown, or for its next attempt
+    is_out = or_(history.c.publications > 0, history.c.publish_at.is_(None), history.c.publish_at <= (now or LONG_AGO))
     # of what a worker without this package does, no worker row tells
     return (
+        *(() if now is None else (is_out,)),
         history.c.due_at > LONG_AGO,
         history.c.state == State.SCHEDULED,
         history.c.kind.in_(_CALLED),

@@ -39,7 +39,7 @@ class Shop:
         app = self.orchestrator.app
         app.task(name="charge", shared=False)(charge)
         self.orchestrator.activity(retry=SLOWLY)(app.task(name="refund", shared=False)(refund))
-        for function in (forgotten, buy, ask, ask_for_a_while, ask_two, pay_elsewhere, mistyped):
+        for function in (forgotten, buy, ask, ask_for_a_while, ask_two, pay_elsewhere, pays_later, mistyped):
             self.orchestrator.workflow(name=function.__name__)(function)
         self.orchestrator.workflow(name="parked", park=True)(parked)
 
@@ -122,6 +122,10 @@ def pay_elsewhere(ctx: Context) -> None:
     ctx.run(signature("charge", args=("a",), queue="far away"), timeout=60)
 
 
+def pays_later(ctx: Context) -> None:
+    ctx.run(signature("charge", args=("a",), countdown=3600))
+
+
 def mistyped(_ctx: Context) -> None:
     raise NameError("nmae")
 
@@ -163,6 +167,17 @@ def test_steps_and_passes_that_wait_while_no_worker_is_alive_are_one_finding_eac
     assert "1 step waits" in shop.find_one().why
     shop.orchestrator.start(shop.app.tasks["ask"].s(), instance_id="order-2")
     assert [each.reason for each in shop.find_stuck()] == [Reason.NO_WORKER, Reason.NO_WORKER]
+
+
+def test_what_waits_for_its_time_does_not_wait_for_a_worker(any_shop: Shop) -> None:
+    shop = any_shop
+    shop.orchestrator.start(shop.app.tasks["ask"].s().set(countdown=3600), instance_id="begins-later")
+    shop.start("pays_later", "has-begun")
+    assert shop.find_stuck() == []
+    shop.now += timedelta(hours=2)
+    assert [each.why for each in shop.find_stuck()] == [
+        f"no worker is alive, and 1 {what} waits for one" for what in ("step", "instance")
+    ]
 
 
 def test_a_worker_that_was_killed_and_that_nobody_gave_up_is_not_alive(sqlite_url: str) -> None:
