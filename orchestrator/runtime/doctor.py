@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from orchestrator import codec, errors
 from orchestrator._version import __version__
 from orchestrator.core.records import Compensation
+from orchestrator.runtime import answering
 from orchestrator.runtime.liveness import Liveness
 from orchestrator.runtime.liveness import look as liveness_of
 from orchestrator.runtime.unmigrated import unmigrated_store
@@ -121,7 +122,13 @@ def _check_backend(app: Celery) -> Finding:
     if type(backend).__module__.endswith(".rpc"):
         what = "rpc: only the process that started an instance is told of its end there"
         return Finding("result backend", Level.WARNING, what, "read instances by their handles, or use another backend")
-    return Finding("result backend", Level.OK, f"{type(backend).__name__}, told of each end; handles read the store")
+    kind, ping = type(backend).__name__, answering.find_ping(backend)
+    away = None if ping is None else answering.ask(ping, BROKER_TIMEOUT_SECONDS)
+    if away is not None:
+        do = "start it, or mend result_backend; ends wait to be told there, and what follows them in chains and chords"
+        return Finding("result backend", Level.PROBLEM, f"{kind} cannot be reached: {_in_words(away)}", do)
+    answers = "" if ping is None else "answers, and "
+    return Finding("result backend", Level.OK, f"{kind} {answers}is told of each end; handles read the store")
 
 
 def _check_visibility(app: Celery) -> Iterator[Finding]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -214,6 +216,28 @@ def test_settings_of_celery_that_do_harm_are_named(
     add_worker(sqlite_url)
     found = wrong(make(sqlite_url, **conf))
     assert (set(found), found[check].level) == ({check}, level)
+
+
+def test_a_result_backend_that_is_away_is_a_problem(sqlite_url: str, make: Make, tmp_path: Path) -> None:
+    add_worker(sqlite_url)
+    port = free_port()
+    for url in (f"redis://:secret@127.0.0.1:{port}/0", f"db+postgresql+psycopg://a:secret@127.0.0.1:{port}/none"):
+        found = wrong(make(sqlite_url, result_backend=url))["result backend"]
+        assert (found.level, "secret" in found.what) == (Level.PROBLEM, False)
+
+
+def test_a_result_backend_that_swallows_what_it_is_sent_is_a_problem(sqlite_url: str, make: Make) -> None:
+    add_worker(sqlite_url)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        found = wrong(make(sqlite_url, result_backend=f"redis://127.0.0.1:{server.getsockname()[1]}/0"))
+    assert "no answer within" in found["result backend"].what
+
+
+def test_a_result_backend_that_is_there_answers(sqlite_url: str, make: Make, valkey_url: str, tmp_path: Path) -> None:
+    add_worker(sqlite_url)
+    for url in (valkey_url, f"db+sqlite:///{tmp_path}/results.db"):
+        [found] = [each for each in examine(make(sqlite_url, result_backend=url)) if each.check == "result backend"]
+        assert (found.level, "answers" in found.what) == (Level.OK, True)
 
 
 def test_a_late_acknowledgement_that_outlives_the_visibility_timeout_is_named(
