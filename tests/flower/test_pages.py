@@ -163,6 +163,8 @@ def test_a_page_shows_what_an_instance_is_and_what_its_steps_came_to(site: Site,
         assert f'href="/task/{task_id.replace(":", "%3A")}"' in page
     assert re.findall(r'<details class="wf-record" id="record-(\d)"', page) == list("01234")
     assert 'data-live="no"' in page
+    assert "at the right: how long all of it took, waiting included" in text
+    assert page.count('class="wf-took small" title="from when it was asked for until it was settled, waiting') == 5
 
 
 def test_the_compensations_are_in_the_order_in_which_they_ran(site: Site, worlds: Worlds) -> None:
