@@ -37,6 +37,7 @@ from orchestrator.runtime.transactional import open_up, open_when_made
 from orchestrator.runtime.worker import OrchestratorStep
 from orchestrator.runtime.workflow import make_run, workflow_options
 from orchestrator.store import instances
+from orchestrator.store.engine import TRUSTED_SECONDS
 from orchestrator.store.mailbox import NewMail
 
 if TYPE_CHECKING:
@@ -320,6 +321,7 @@ class Orchestrator(Parts):
         from orchestrator.runtime import revoking
 
         self.executing.share()
+        self.store.trusted_seconds = TRUSTED_SECONDS
         for task in self.app.tasks.values():
             if self.masks.hides_result(task.name):
                 task.resultrepr_maxsize = 0  # of what a task returned Celery logs and sends so many characters
@@ -336,6 +338,9 @@ class Orchestrator(Parts):
             revoking.Revocations(self.coordinator, self.lifecycle, self.starter, self.dispatcher),
         )
         self.monitor.begin(worker)
+        self.hand_off.begin(worker)
+        signals.task_postrun.connect(self.hand_off.on_postrun, weak=False)
+        signals.worker_shutting_down.connect(self._on_shutting_down, weak=False)
         describe_worker = functools.partial(self._describe_worker, worker)
         heartbeat = Heartbeat(self.store, self.settings, self.executing, describe_worker)
         revoking.listen(self.app, poller.note_revokes)
@@ -357,6 +362,9 @@ class Orchestrator(Parts):
         index = getattr(current_process(), "index", None)
         if index is not None:  # the solo pool sends this signal too, in the worker's own process
             self.executing.become_child(index)
+
+    def _on_shutting_down(self, **_kwargs: Any) -> None:
+        self.executing.note_ending()
 
     def _on_task_failure(self, sender: Any = None, exception: Any = None, **_kwargs: Any) -> None:
         request = sender.request

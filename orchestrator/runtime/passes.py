@@ -17,6 +17,7 @@ from orchestrator.core.records import Broken, Decision, State
 from orchestrator.runtime import decisions, requests, settling
 from orchestrator.runtime.change import Change, Outbox, with_values
 from orchestrator.runtime.logs import about
+from orchestrator.runtime.offering import Offer, take_up
 from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.transactions import Clock, Transactions, utc_now
 from orchestrator.store import history, mailbox, workers
@@ -91,17 +92,24 @@ class Passes(Transactions):
             change.outbox.notices += self.observers.note_pass(instance, seconds, len(rows))
         return decision
 
-    def advance(self, instance_id: str, generation: str) -> Outbox:
-        """Make the pass that an instance owes.  A second message for the same pass finds nothing to do."""
+    def advance(self, instance_id: str, generation: str, offer: Offer | None = None) -> Outbox:
+        """Make the pass that an instance owes.  A second message for the same pass finds nothing to do.
+
+        ``offer``: if it is the first one, the first step may be claimed in the same commit.
+        """
         begun, outbox = self._count_pass(instance_id, generation)
         if begun is None or begun.pass_due_at is None:
             return outbox
 
         def prepare(connection: Connection, instance: Instance) -> Change | None:
+            if offer is not None:
+                offer.withdraw()  # what an earlier try announced was rolled back
             if instance.pass_due_at is None or not instance.may_pass:
                 return None
             change = Change()
             self.make_pass(connection, instance, change, inline=True)
+            if offer is not None and instance.next_seq == 0 and instance.run == 0:
+                take_up(change, offer, max(self.clock(), instance.last_at))
             return change
 
         try:

@@ -36,6 +36,8 @@ class Settings(BaseModel):
     signals: Literal["auto", "always"] = "auto"
     slow_replay: Seconds = 1.0
     step_results: bool = True
+    hand_off: bool = False
+    hand_off_limit: Seconds = 5.0
 
     @classmethod
     def read(cls, conf: Mapping[str, Any], options: Mapping[str, Any]) -> Settings:

@@ -20,6 +20,7 @@ from orchestrator.runtime import callers, kept, running
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.dispatch import START_HEADER, Dispatcher
 from orchestrator.runtime.handle import WorkflowHandle
+from orchestrator.runtime.handoff import HandOff
 from orchestrator.runtime.inputs import check_instance_id
 from orchestrator.runtime.logs import about
 from orchestrator.runtime.running import RegisteredWorkflows
@@ -59,11 +60,14 @@ class NewInstance:
 class Starter:
     """Records instances."""
 
-    def __init__(self, coordinator: Coordinator, dispatcher: Dispatcher, workflows: RegisteredWorkflows) -> None:
+    def __init__(
+        self, coordinator: Coordinator, dispatcher: Dispatcher, workflows: RegisteredWorkflows, hand_off: HandOff
+    ) -> None:
         self.coordinator = coordinator
         self.store = coordinator.store
         self.dispatcher = dispatcher
         self.workflows = workflows
+        self.hand_off = hand_off
 
     # --- from the call --------------------------------------------------------------------------------------------
 
@@ -207,7 +211,10 @@ class Starter:
             )
             return
         try:
-            self.dispatcher.deliver(self.coordinator.advance(request.id, generation))
+            with self.hand_off.offering(task) as offer:
+                outbox = self.coordinator.advance(request.id, generation, offer)
+                self.hand_off.take(outbox)
+            self.dispatcher.deliver(outbox)
         except Exception:
             # it is recorded, and its pass is owed: were this task to fail, Celery would take the workflow for failed
             owed = "%s: its first pass could not be made, and will be tried again"

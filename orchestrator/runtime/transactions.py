@@ -122,6 +122,8 @@ class Transactions:
         write(connection, instance, change, now, self.settings.publish_grace)
         if self.observers is not None:
             change.outbox.notices += self.observers.note(connection, instance, change, now)
+            if change.outbox.handed is not None:
+                change.outbox.notices += self.observers.note_claim(connection, change.outbox.handed, now)
         if change.report is not None:
             # child before parent: whoever holds a parent's lock never waits for a child's
             change.outbox.extend(self._report(connection, change.report))
