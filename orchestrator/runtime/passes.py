@@ -92,14 +92,18 @@ class Passes(Transactions):
             change.outbox.notices += self.observers.note_pass(instance, seconds, len(rows))
         return decision
 
-    def advance(self, instance_id: str, generation: str, offer: Offer | None = None) -> Outbox:
+    def advance(
+        self, instance_id: str, generation: str, offer: Offer | None = None, *, is_counted: bool = False
+    ) -> Outbox:
         """Make the pass that an instance owes.  A second message for the same pass finds nothing to do.
 
-        ``offer``: if it is the first one, the first step may be claimed in the same commit.
+        ``offer``: if it is the first one, the first step may be claimed in the same commit.  ``is_counted``: it is the
+        first one, and was counted when the instance was recorded.
         """
-        begun, outbox = self._count_pass(instance_id, generation)
-        if begun is None or begun.pass_due_at is None:
-            return outbox
+        if not is_counted:
+            begun, outbox = self._count_pass(instance_id, generation)
+            if begun is None or begun.pass_due_at is None:
+                return outbox
 
         def prepare(connection: Connection, instance: Instance) -> Change | None:
             if offer is not None:

@@ -190,7 +190,7 @@ class Starter:
         """Record the instance that a start task names, unless it is recorded, and make its first pass."""
         request, settings = task.request, self.coordinator.settings
         try:
-            generation = self.store.retrying(
+            generation, is_counted = self.store.retrying(
                 lambda: self._record(task, request, args, kwargs),
                 patience_seconds=min(START_PATIENCE_SECONDS, settings.store_patience),
             )
@@ -212,7 +212,7 @@ class Starter:
             return
         try:
             with self.hand_off.offering(task) as offer:
-                outbox = self.coordinator.advance(request.id, generation, offer)
+                outbox = self.coordinator.advance(request.id, generation, offer, is_counted=is_counted)
                 self.hand_off.take(outbox)
             self.dispatcher.deliver(outbox)
         except Exception:
@@ -220,20 +220,23 @@ class Starter:
             owed = "%s: its first pass could not be made, and will be tried again"
             logger.exception(owed, request.id, extra=about(request.id))
 
-    def _record(self, task: WorkflowTask, request: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    def _record(
+        self, task: WorkflowTask, request: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[str, bool]:
+        """Return the generation of an instance, and whether its first pass has been counted, for this process."""
         header = getattr(request, START_HEADER, None)
         if header is not None:
-            return str(header["generation"])
+            return str(header["generation"]), False
         new = self._read_request(task, request, args, kwargs)
-        if self._insert(new, may_be_purged=False):
-            return new.generation
+        if self._insert(new, may_be_purged=False, values={"pass_attempts": 1}):
+            return new.generation, True
         with self.store.read("start") as connection:
             existing = instances.find_instance(connection, new.instance_id)
             if existing is None and purging.is_purged(connection, new.instance_id):
                 raise Purged
         if existing is None or (existing.workflow, existing.input) != (task.name, new.arguments):
             raise errors.InstanceExists(new.instance_id, "with other input; this start is dropped")
-        return existing.generation
+        return existing.generation, False
 
     def _read_request(
         self, task: WorkflowTask, request: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

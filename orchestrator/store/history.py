@@ -20,7 +20,7 @@ from orchestrator.core.records import (
 )
 from orchestrator.core.retry import RetryPolicy
 from orchestrator.store.instances import Instance
-from orchestrator.store.prepared import Prepared, PreparedWrites
+from orchestrator.store.prepared import Batch, Prepared, PreparedWrites
 from orchestrator.store.tables import history
 
 
@@ -343,15 +343,18 @@ def find_undoing(connection: Connection, key: StepKey) -> HistoryRow | None:
 _insert_row = PreparedWrites(lambda columns: insert(history).values({name: bindparam(name) for name in columns}))
 
 
-def insert_rows(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert records; what of ``FRESH`` they do not say holds for them."""
+def insert_rows(connection: Connection, rows: Sequence[Mapping[str, Any]], batch: Batch | None = None) -> None:
+    """Insert records, an only one with the batch, if given; what of ``FRESH`` they do not say holds for them."""
     if not rows:
         return
     every = [{**FRESH, **row} for row in rows]
     # what is null in all of them is left out: the columns are many, and most of them are
     used = tuple(name for name in every[0] if any(row[name] is not None for row in every))
     if len(every) == 1:
-        _insert_row.of(used).run(connection, every[0])
+        own = Batch(connection) if batch is None else batch
+        own.add(_insert_row.of(used), every[0])
+        if batch is None:
+            own.run()
     else:
         connection.execute(insert(history), [{name: row[name] for name in used} for row in every])
 
@@ -370,11 +373,11 @@ _change_row = PreparedWrites(
 )
 
 
-def change_row(connection: Connection, row: HistoryRow, values: Mapping[str, Any]) -> bool:
-    """Write ``values``, if the record still is in the state, attempt and dispatch in which ``row`` was read."""
+def change_row(batch: Batch, row: HistoryRow, values: Mapping[str, Any]) -> None:
+    """Write ``values``; the record has to be in the state, attempt and dispatch in which ``row`` was read."""
     was = {"was_state": row.state, "was_attempt": row.attempt, "was_dispatch": row.dispatch}
     new = {f"new_{name}": value for name, value in values.items()}
-    return _change_row.of(tuple(sorted(values))).run(connection, {**own(row.key), **was, **new}) == 1
+    batch.add(_change_row.of(tuple(sorted(values))), {**own(row.key), **was, **new}, expects=1)
 
 
 def note_on_row(connection: Connection, row: HistoryRow, values: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, bindparam, delete, exc, insert, literal, or_, select, update
 
 from orchestrator.core.records import Payload
-from orchestrator.store.prepared import Prepared, PreparedWrites
+from orchestrator.store.prepared import Batch, Prepared, PreparedWrites
 from orchestrator.store.tables import attribute, finish, instance, run
 
 
@@ -222,10 +222,17 @@ _update_instance = PreparedWrites(
 
 
 def update_instance(connection: Connection, locked: Instance, values: Mapping[str, Any]) -> None:
-    """Write ``values`` to a locked instance; its version tells others that it changed."""
+    """Write ``values`` to a locked instance."""
+    batch = Batch(connection)
+    change_instance(batch, locked, values)
+    batch.run()
+
+
+def change_instance(batch: Batch, locked: Instance, values: Mapping[str, Any]) -> None:
+    """Add to a batch what writes ``values`` to a locked instance; its version tells others that it changed."""
     changed = {**values, "version": locked.version + 1}
     new = {f"new_{name}": value for name, value in changed.items()}
-    _update_instance.of(tuple(sorted(changed))).run(connection, {"own_id": locked.id, **new})
+    batch.add(_update_instance.of(tuple(sorted(changed))), {"own_id": locked.id, **new})
 
 
 def set_attributes(connection: Connection, instance_id: str, attributes: Mapping[str, Any]) -> None:
