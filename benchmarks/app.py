@@ -1,0 +1,74 @@
+"""The Celery app of one contender, made from settings: by the client directly, by the worker from its environment."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from celery import Celery
+
+from benchmarks.marks import Marks
+from benchmarks.tasks import register_steps, register_workflows
+from orchestrator import Orchestrator
+
+VARIABLE = "BENCHMARKS_APP"
+
+
+@dataclass(frozen=True, slots=True)
+class AppSettings:
+    """What distinguishes the apps of contenders."""
+
+    queue: str
+    broker: str
+    results: str | None = None
+    acks_late: bool = False
+    store: str | None = None
+    hand_off: bool = False
+    #: Where ``celery-saga`` keeps its state.
+    saga_state: str | None = None
+    #: Whether the worker counts its statements; it costs some time.
+    counts_statements: bool = False
+
+    def to_environment(self) -> dict[str, str]:
+        return {VARIABLE: json.dumps(asdict(self))}
+
+    @classmethod
+    def read(cls) -> AppSettings:
+        return cls(**json.loads(os.environ[VARIABLE]))
+
+
+def make_app(settings: AppSettings) -> tuple[Celery, Orchestrator | None]:
+    """Return the app with its tasks, and for our side with its workflows."""
+    app = Celery(settings.queue, broker=settings.broker, backend=settings.results, set_as_current=False)
+    app.conf.update(
+        task_default_queue=settings.queue,
+        task_acks_late=settings.acks_late,
+        broker_connection_retry_on_startup=True,
+        worker_hijack_root_logger=True,
+    )
+    register_steps(app)
+    orchestrator = None
+    if settings.store is not None:
+        options: dict[str, Any] = {"hand_off": True} if settings.hand_off else {}
+        orchestrator = Orchestrator(app, store=settings.store, **options)
+        register_workflows(app, orchestrator)
+    if settings.saga_state is not None:
+        from benchmarks.contenders.saga import prepare
+
+        prepare(app, settings.saga_state)
+    return app, orchestrator
+
+
+def make_worker_app() -> Celery:
+    """Return the app of the worker that this process is."""
+    settings = AppSettings.read()
+    app, _ = make_app(settings)
+    app.set_default()
+    Marks(settings.broker, settings.queue).install()
+    if settings.counts_statements:
+        from benchmarks.statements import StatementCounter
+
+        StatementCounter(settings.broker, settings.queue).install()
+    return app
