@@ -22,7 +22,7 @@ demo: .venv/.demo
 test: .venv/.test
 	$(BIN)/python -m pytest -n 4 --dist=loadscope --no-loadscope-reorder $(ARGS)
 
-bench: .venv/.bench
+bench: .venv/.bench$(if $(findstring --full,$(ARGS)),-full)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: .venv/.dev

@@ -20,14 +20,14 @@ class WorkerEnded(RuntimeError):
 
 
 class Process:
-    """A Python process with a session of its own, so that Ctrl-C reaches nobody but us."""
+    """A process with a session of its own, so that Ctrl-C reaches nobody but us."""
 
-    def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path, *, talks: bool = False) -> None:
+    def __init__(self, command: list[str], environment: Mapping[str, str], log: Path, *, talks: bool = False) -> None:
         self.log = log
         pipe = subprocess.PIPE if talks else None
         with log.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603 - what is run is named in this package
-                [sys.executable, *arguments],
+                command,
                 cwd=ROOT,
                 env={**os.environ, **environment},
                 stdin=pipe or subprocess.DEVNULL,
@@ -67,5 +67,14 @@ class Process:
 
 def start_worker(queue: str, environment: Mapping[str, str], folder: Path) -> Process:
     """Start a Celery worker that serves ``queue``."""
-    command = ["-m", "celery", "-A", "benchmarks.worker_app", "worker", f"--hostname={queue}@localhost", *OPTIONS]
+    command = [
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "benchmarks.worker_app",
+        "worker",
+        f"--hostname={queue}@localhost",
+        *OPTIONS,
+    ]
     return Process([*command, "--queues", queue], environment, folder / f"{queue}.log")

@@ -8,17 +8,31 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.app import AppSettings
 from benchmarks.contenders.contender import Run, Unavailable
 from benchmarks.contenders.on_celery import OnCelery
+from benchmarks.filling import fill, run_one, start_sleeper
 from orchestrator import Orchestrator
 from orchestrator.runtime.settings import Settings
 
 if TYPE_CHECKING:
     from benchmarks.lab import Lab
 
-STORES = ("sqlite", "postgresql", "mariadb")
-
 
 class Ours(OnCelery):
     """Every instance is started durably, by ``orchestrator.start``."""
+
+    #: How many instances are put into the store when the worker runs.
+    ended = sleeping = 0
+
+    def warm(self) -> None:
+        super().warm()
+        ended, sleeping, self.ended, self.sleeping = self.ended, self.sleeping, 0, 0
+        if ended:
+            fill(self.orchestrators, run_one(self.orchestrators), ended)
+        if sleeping:
+            fill(self.orchestrators, start_sleeper(self.orchestrators), sleeping)
+
+    def settle(self) -> None:
+        if self.worker is None:
+            self.app.control.purge()
 
     @property
     def orchestrators(self) -> Orchestrator:
@@ -64,6 +78,8 @@ class OursSpec:
     label: str = ""
     counts_statements: bool = False
     has_worker: bool = True
+    ended: int = 0
+    sleeping: int = 0
 
     @property
     def name(self) -> str:
@@ -79,4 +95,6 @@ class OursSpec:
             hand_off=self.hand_off,
             counts_statements=self.counts_statements,
         )
-        return Ours(self.name, settings, lab.folder, has_worker=self.has_worker)
+        contender = Ours(self.name, settings, lab.folder, has_worker=self.has_worker)
+        contender.ended, contender.sleeping = self.ended, self.sleeping
+        return contender

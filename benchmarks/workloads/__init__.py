@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from benchmarks.points import Workload
-from benchmarks.workloads import cpu, crowd, fan_out, sequential, undoing
+from benchmarks.workloads import cpu, crowd, fan_out, full_store, local, memory, sequential, starting, undoing
 
-MODULES = (sequential, crowd, fan_out, undoing, cpu)
+MODULES = (sequential, crowd, cpu, fan_out, undoing, local, starting, memory, full_store)
 
 
 def list_workloads(*, full: bool) -> list[Workload]:

@@ -19,7 +19,7 @@ def make(full: bool) -> list[Workload]:
     instances = 200 if full else 100
     case = f"{instances} x {STEPS}"
     take = functools.partial(steps_per_second, instances=instances)
-    specs = (*sides.with_chain(full), sides.SAGA)
+    specs = (*sides.with_chain(full), sides.SAGA, *sides.engines(full))
     chain = Point(case, sides.CHAIN.name)
     goals = [Goal(Point(case, spec.name), chain, 1.0, at_least=True) for spec in sides.DOORBELL]
     goals += [Goal(Point(case, spec.name), chain, 2.0, at_least=True) for spec in sides.HANDED]

@@ -42,9 +42,10 @@ def _map(full: bool) -> Workload:
     free, limited = f"{items:,} items", f"{items:,} items, {concurrency} at a time"
     subjects: list[Subject] = []
     goals: list[Goal] = []
+    for case, limit in ((free, None), (limited, concurrency)):
+        take = functools.partial(mapped, items=items, concurrency=limit)
+        subjects += [Subject(case, spec, take) for spec in sides.ours(full)]
     for spec in sides.ours(full):
-        subjects.append(Subject(free, spec, functools.partial(mapped, items=items, concurrency=None)))
-        subjects.append(Subject(limited, spec, functools.partial(mapped, items=items, concurrency=concurrency)))
         goals.append(Goal(Point(limited, spec.name), Point(free, spec.name), 1.2))
     title = "ctx.map over many items, with and without a limit"
     return Workload("map", title, "ms per item", tuple(subjects), tuple(goals), 5 if full else 1, baseline="")

@@ -39,7 +39,8 @@ def _against_chain(full: bool) -> Workload:
         case = f"{steps:,} steps"
         take = functools.partial(milliseconds_per_step, steps=steps, times=times)
         most_rounds = 1 if steps == LONG[0] and not full else None
-        for spec in (*sides.with_chain(full), *((sides.SAGA,) if steps < LONG[0] else ())):
+        others = (sides.SAGA, *sides.engines(full)) if steps < LONG[0] else ()
+        for spec in (*sides.with_chain(full), *others):
             subjects.append(Subject(case, spec, take, most_rounds))
         for spec in sides.DOORBELL:
             goals.append(Goal(Point(case, spec.name), Point(case, sides.CHAIN.name), bound))
@@ -51,13 +52,13 @@ def _against_chain(full: bool) -> Workload:
 
 
 def _growth(full: bool) -> Workload:
-    few, many = 10, 5000 if full else 1000
+    few, many = 10, 5000 if full else 500
     subjects: list[Subject] = []
     goals: list[Goal] = []
+    for steps, times in ((few, 30), (many, 1)):
+        take = functools.partial(between_steps, steps=steps, times=times)
+        subjects += [Subject(f"{steps:,} steps", spec, take) for spec in sides.ours(full)]
     for spec in sides.ours(full):
-        for steps, times in ((few, 30), (many, 1)):
-            take = functools.partial(between_steps, steps=steps, times=times)
-            subjects.append(Subject(f"{steps:,} steps", spec, take))
         goals.append(Goal(Point(f"{many:,} steps", spec.name), Point(f"{few:,} steps", spec.name), 1.3))
     title = "What a step costs in a long instance and in a short one, once the first is done"
     return Workload("growth", title, "ms per step", tuple(subjects), tuple(goals), 5 if full else 2, baseline="")
