@@ -45,7 +45,8 @@ def main(
             console.print(f"{workload.name:12} {workload.title} ({workload.unit})", highlight=False)
         return
     chosen = _choose(workloads, only)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT):  # what a shell starts in the background ignores the second
+        signal.signal(number, _interrupt)
     out.mkdir(parents=True, exist_ok=True)
     try:
         with open_lab(folder) as lab:

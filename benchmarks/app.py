@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +17,7 @@ from benchmarks.tasks import register_steps, register_workflows
 from orchestrator import Orchestrator
 
 VARIABLE = "BENCHMARKS_APP"
+LOOK_FOR_PARENT_EVERY_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +70,17 @@ def make_worker_app() -> Celery:
     settings = AppSettings.read()
     app, _ = make_app(settings)
     app.set_default()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     Marks(settings.broker, settings.queue).install()
     if settings.counts_statements:
         from benchmarks.statements import StatementCounter
 
         StatementCounter(settings.broker, settings.queue).install()
     return app
+
+
+def _end_with(parent: int) -> None:
+    """End this worker when the benchmark was killed, which then cannot end it."""
+    while os.getppid() == parent:
+        time.sleep(LOOK_FOR_PARENT_EVERY_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)  # its pool ends with it

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks import workers
 from benchmarks.contenders.contender import Contender, Spec, Unavailable
 from benchmarks.servers import SERVERS, DatabaseServer, Valkey
 
@@ -68,15 +70,20 @@ class Lab:
 
     def _end(self, specs: list[Spec]) -> None:
         for spec in specs:
-            contender = self._running.pop(spec, None)
-            if contender is not None:
-                contender.close()
+            if spec in self._running:
+                self._running[spec].tell_to_stop()
+        for spec in specs:
+            if spec in self._running:
+                self._running[spec].close()
+                del self._running[spec]
 
     def close(self) -> None:
-        """End every process that was started; an interruption meanwhile does not keep the others alive."""
+        """End every process that was started; one that does not end well keeps none of the others alive."""
+        for contender in self._running.values():
+            contender.tell_to_stop()
         stops = [contender.close for contender in self._running.values()]
-        stops += [server.stop for server in self._databases.values()]
-        for stop in [*stops, self.valkey.stop]:
+        servers = [server.stop for server in self._databases.values()]
+        for stop in [*stops, workers.stop_all, *servers, self.valkey.stop]:
             with contextlib.suppress(Exception):
                 stop()
 
@@ -91,4 +98,16 @@ def open_lab(parent: Path | None) -> Iterator[Lab]:
         try:
             yield lab
         finally:
-            lab.close()
+            with _undisturbed():
+                lab.close()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let nobody interrupt the end, which takes a few seconds."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

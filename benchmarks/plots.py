@@ -39,7 +39,8 @@ def write_plot(folder: Path, measured: Measured) -> Path | None:
             place.plot([spread.median] * 2, [height - 0.3, height + 0.3], color=color, linewidth=3)
         place.set_yticks(range(len(names)), names)
         place.set_ylim(-0.6, len(names) - 0.4)
-        place.set_xlim(left=0)
+        every = [value for point in points if point.case == case for value in measured.by_round(point).values()]
+        place.set_xlim(min(0.0, 1.1 * min(every)), 1.1 * max(0.0, *every))
         place.set_title(case, fontsize=10)
         place.set_xlabel(workload.unit)
         place.grid(axis="x", alpha=0.3)

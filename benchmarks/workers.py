@@ -14,6 +14,15 @@ ROOT = Path(__file__).parents[1]
 OPTIONS = ("--pool=prefork", "--concurrency=2", "--without-gossip", "--without-mingle", "--loglevel=ERROR")
 STOP_SECONDS = 8.0
 
+#: Every process that was started and not yet waited for.
+_running: set[Process] = set()
+
+
+def stop_all() -> None:
+    """End what is left: an interruption may have come before anybody had it in his hands."""
+    for process in list(_running):
+        process.stop()
+
 
 class WorkerEnded(RuntimeError):
     """A process ended although nobody told it to."""
@@ -35,6 +44,7 @@ class Process:
                 stderr=output,
                 start_new_session=True,
             )
+        _running.add(self)
         self.requests, self.answers = self._process.stdin, self._process.stdout
 
     @property
@@ -60,6 +70,7 @@ class Process:
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)  # not waited for: the id cannot be another's yet
             self._process.wait()
+        _running.discard(self)
         for pipe in (self.requests, self.answers):
             if pipe is not None:
                 pipe.close()

@@ -47,6 +47,9 @@ class Contender:
     def settle(self) -> None:
         """Let what a run left behind come to its end, so that the next one is not slowed by it."""
 
+    def tell_to_stop(self) -> None:
+        """Have its processes end, without waiting for them."""
+
     def close(self) -> None:
         """End every process that was started."""
 

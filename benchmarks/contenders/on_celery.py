@@ -53,6 +53,10 @@ class OnCelery(Contender):
         ended = max(mark.at for mark in marks if mark.task in LAST)
         return Run(began, ended, min((mark.at for mark in marks if mark.task == FIRST), default=None))
 
+    def tell_to_stop(self) -> None:
+        if self.worker is not None:
+            self.worker.tell_to_stop()
+
     def close(self) -> None:
         if self.worker is not None:
             self.worker.stop()

@@ -82,6 +82,9 @@ class Peer(Contender):
             raise RuntimeError("it answers no more")
         return json.loads(line)
 
+    def tell_to_stop(self) -> None:
+        self._process.tell_to_stop()
+
     def close(self) -> None:
         self._process.stop()
         if self._server is not None:

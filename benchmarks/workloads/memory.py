@@ -57,4 +57,4 @@ def make(full: bool) -> list[Workload]:
             goals.append(Goal(Point(case, spec.name), Point(case, chain.name), 20.0, kind="difference"))
         goals.append(Goal(Point(growth, spec.name), None, FLAT_MEGABYTES, kind="value"))
     title = "Memory that is a process's own (USS), of workers that have run 60 steps, and its growth"
-    return [Workload("memory", title, "MB", tuple(subjects), tuple(goals), 1, baseline=chain.name)]
+    return [Workload("memory", title, "MB", tuple(subjects), tuple(goals), 1, baseline="")]
