@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable
 
@@ -20,7 +21,10 @@ def measure(lab: Lab, workload: Workload, tell: Tell, rounds: int | None = None)
     measured, began = Measured(workload), time.monotonic()
     tell(f"{workload.name}: starting")
     contenders, measured.skipped = lab.use(subject.spec for subject in workload.subjects)
+    started = time.monotonic()
     for number in range(rounds or workload.rounds):
+        if number and not rounds and time.monotonic() - started > (workload.enough_seconds or math.inf):
+            break
         for place, subject in enumerate(_order(workload.subjects, number)):
             contender = contenders.get(subject.spec)
             is_over = subject.most_rounds is not None and number >= subject.most_rounds

@@ -58,6 +58,8 @@ class Workload:
     #: The contender that ratios are shown to, in each case where it was measured.
     baseline: str = "chain"
     more_is_better: bool = False
+    #: After so long no further round begins, unless rounds were asked for; ``None``: whatever it takes.
+    enough_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ def make(full: bool) -> list[Workload]:
 
 
 def _fan_out(full: bool) -> Workload:
-    narrow, wide = 500, 10_000 if full else 2000
+    narrow, wide = 500, 10_000 if full else 1000
     cases = {width: f"{width:,} steps" for width in (narrow, wide)}
     subjects: list[Subject] = []
     for width, case in cases.items():
@@ -38,7 +38,7 @@ def _fan_out(full: bool) -> Workload:
 
 
 def _map(full: bool) -> Workload:
-    items, concurrency = 10_000 if full else 1000, 50
+    items, concurrency = 10_000 if full else 500, 50
     free, limited = f"{items:,} items", f"{items:,} items, {concurrency} at a time"
     subjects: list[Subject] = []
     goals: list[Goal] = []
