@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from orchestrator.core.passes import Pass, Wanted, failure_of
+from orchestrator.core.failing import failure_of
+from orchestrator.core.passes import Pass
 from orchestrator.core.records import Kind, NotUndone, RunCompensation, UndoChild, Wake
 from orchestrator.core.saga import Batch, Node, Scope, compensation_arguments, doubts, undo_waves
+from orchestrator.core.wanted import Wanted
 
 
 def drain(current: Pass, nodes: Iterable[Node]) -> None:

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, NoReturn
 
 from orchestrator import errors
+from orchestrator.core.failing import failure_of, is_programming_error
 from orchestrator.core.host import Host
 from orchestrator.core.records import (
     AttemptEnded,
@@ -55,42 +56,17 @@ from orchestrator.core.records import (
     Withdrawal,
 )
 from orchestrator.core.saga import Batch, Node, Scope
+from orchestrator.core.wanted import Wanted
 
 #: What settles a command as it is recorded.
 Settlement = tuple[Outcome, Payload | None, Failure | None]
 
+#: The name of the mark that stands where a call was refused, and the workflow went on.
+REFUSED = "after a refused call"
+
 
 class Suspension(BaseException):
     """Ends a pass.  Not an ``Exception``, so that workflow code does not catch it by accident."""
-
-
-@dataclass(slots=True, eq=False)
-class Wanted:
-    """What a wait is for: ``needed`` completions among ``pending``."""
-
-    pending: dict[int, Node]
-    needed: int
-    wake: Wake = Wake.COUNT
-    alone: set[int] = field(default_factory=set)
-
-    def note(self, seq: int) -> None:
-        """Take notice of a delivered event."""
-        node = self.pending.get(seq)
-        if node is None or (self.wake is Wake.CLOSED and not node.is_closed):
-            return
-        del self.pending[seq]
-        ends = seq in self.alone or (self.wake is Wake.FAILURE and node.is_failure)
-        self.needed = 0 if ends else self.needed - 1
-
-    def find_receive(self, channel: str) -> Node | None:
-        """Return the first receive on ``channel`` among what the wait is for."""
-        receives = [n for n in self.pending.values() if n.record.kind is Kind.RECEIVE and n.record.name == channel]
-        return min(receives, key=lambda node: node.seq, default=None)
-
-    def waiting(self, *, is_compensating: bool, draining: bool) -> Waiting:
-        wakes = {seq: Wake.ALONE if seq in self.alone else self.wake for seq in self.pending}
-        seqs = tuple(self.pending) if draining else ()
-        return Waiting(self.needed, wakes, is_compensating, seqs)
 
 
 class Pass:
@@ -99,6 +75,9 @@ class Pass:
     def __init__(self, history: History, host: Host) -> None:
         self.history = history
         self.host = host
+        self.recorded = list(history.records)
+        self.inbox = list(history.inbox)
+        self.seen_order = history.seen_order
         self.nodes: list[Node] = []
         self.records: list[NewRecord] = []
         self.withdrawals: list[Withdrawal] = []
@@ -114,9 +93,10 @@ class Pass:
         self.is_in_local = False
         self.is_undo_requested = False
         self.patches: dict[str, bool] = {}
-        self.child_names = frozenset(r.name for r in history.records if r.kind is Kind.CHILD)
+        self.child_names = {record.name for record in history.records if record.kind is Kind.CHILD}
         self.has_completed = any(isinstance(event, UndoRequested) for event in history.inbox)
-        self._fired = frozenset(event.seq for event in history.inbox if isinstance(event, Settled))
+        self._fired = {event.seq for event in history.inbox if isinstance(event, Settled)}
+        self._refused_at: int | None = None  # where a call was refused, whatever the workflow made of it
         self._delivered = 0
         self._mailbox: defaultdict[str, deque[MessageTaken]] = defaultdict(deque)
         self._cancellation: CancelRequested | None = None  # delivered, and not raised yet
@@ -135,8 +115,8 @@ class Pass:
         """Return the node of the next command, recorded or new; a new one is settled by ``settle``, if given."""
         self.check_live()
         seq = len(self.nodes)
-        if seq < len(self.history.records):
-            record = self.history.records[seq]
+        if seq < len(self.recorded):
+            record = self.recorded[seq]
             self._compare(record, command)
         elif self.has_completed and not self.is_undo_requested:
             requested = _describe(command.kind, command.name, command.scope, command.undoes)
@@ -147,23 +127,61 @@ class Pass:
             self.records.append(new)
             record = _as_record(new)
         is_pivot = isinstance(command, ScheduleStep | StartChild) and command.role is Role.PIVOT
-        node = Node(record, self.scope, optional=optional, is_pivot=is_pivot, returns=returns)
+        node = Node(record, self.scope, optional, is_pivot, returns)
         if settle is not None:
             node.is_settled, node.outcome = True, record.outcome
         self.nodes.append(node)
         return node
 
+    def replay(self, *, optional: bool = False, is_pivot: bool = False, returns: object = None) -> Node:
+        """Return the node of the next record, of which the caller has seen that it is what is asked for."""
+        node = Node(self.recorded[len(self.nodes)], self.scope, optional, is_pivot, returns)
+        self.nodes.append(node)
+        return node
+
+    def find_record(self) -> Record | None:
+        """Return the record of the next command, if an earlier pass has asked for one."""
+        seq = len(self.nodes)
+        return self.recorded[seq] if seq < len(self.recorded) else None
+
+    def list_records(self, count: int) -> list[Record]:
+        """Return the records of the next ``count`` commands, or of as many of them as an earlier pass has asked for."""
+        return self.recorded[len(self.nodes) : len(self.nodes) + count]
+
     @property
     def is_at_frontier(self) -> bool:
         """Whether the next command is one that no earlier pass has asked for."""
-        return len(self.nodes) >= len(self.history.records)
+        return len(self.nodes) >= len(self.recorded)
+
+    # --- refusing -------------------------------------------------------------------------------------------------
+
+    def note_refusal(self) -> None:
+        """Remember that a call was refused here.  What the workflow makes of it is its own affair."""
+        self._refused_at = len(self.nodes)
+
+    @property
+    def follows_refusal(self) -> bool:
+        """Whether a call was refused here, in this pass or in the one that went on from here.
+
+        A replay does not look into calls that are recorded, so it would not refuse that one again: it would take the
+        next call of the same task for it.  A mark is recorded between the two, and where one is, calls are looked into.
+        """
+        record = self.find_record()
+        if record is None:
+            return self._refused_at == len(self.nodes)
+        return record.kind is Kind.PATCH and record.name == REFUSED
+
+    def mark_refusal(self) -> None:
+        """Record that a call was refused here, before what is asked for instead of it."""
+        if self.follows_refusal:
+            self.ask(MarkPatched(REFUSED, self.scope.path), settle=_done)
 
     def has_passed(self, at: datetime) -> bool:
         """Tell whether the next command, a timer, fires as it is recorded."""
         if self.is_at_frontier:
             return at <= self.now
         # a deploy may change the instant; what is recorded has fired at once, or will, as it was asked for then
-        record = self.history.records[len(self.nodes)]
+        record = self.recorded[len(self.nodes)]
         return record.outcome is Outcome.SUCCEEDED and record.seq not in self._fired
 
     def check_known(self, name: str) -> None:
@@ -186,16 +204,22 @@ class Pass:
         """Answer ``ctx.patched``: no where history shows that an earlier pass went here without asking."""
         self.check_live()
         if change_id not in self.patches:
-            seq = len(self.nodes)
-            recorded = self.history.records[seq] if seq < len(self.history.records) else None
+            recorded = self.find_record()
             takes_new_path = recorded is None or (recorded.kind, recorded.name) == (Kind.PATCH, change_id)
             if takes_new_path:
-                self.ask(MarkPatched(change_id, self.scope.path), settle=lambda: (Outcome.SUCCEEDED, None, None))
+                self.ask(MarkPatched(change_id, self.scope.path), settle=_done)
             self.patches[change_id] = takes_new_path
         return self.patches[change_id]
 
     def perform(self, name: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Node:
         """Run a ``ctx.local`` function, or return what it came to the first time."""
+
+        self.check_live()
+        record = self.find_record()
+        if record is not None and record.kind is Kind.LOCAL and record.name == name and record.scope == self.scope.path:
+            node = self.replay()
+            node.is_settled, node.outcome = True, record.outcome
+            return node
 
         def run() -> Settlement:
             self.is_in_local = True
@@ -213,7 +237,7 @@ class Pass:
     def register(self, compensation: Compensation) -> None:
         """Record a compensation that belongs to no step."""
         command = RegisterCompensation(compensation.name, self.scope.path, compensation)
-        node = self.ask(command, settle=lambda: (Outcome.SUCCEEDED, None, None))
+        node = self.ask(command, settle=_done)
         self.scope.batches.append(Batch([node]))
 
     # --- waiting --------------------------------------------------------------------------------------------------
@@ -252,27 +276,43 @@ class Pass:
         if not is_shielded:
             self.raise_cancellation(own)
         every, single = list(nodes), list(alone)
-        for node in sorted((*every, *single), key=lambda node: node.seq):
+        receives = [node for node in (*every, *single) if node.record.kind is Kind.RECEIVE]
+        for node in sorted(receives, key=lambda node: node.seq):
             self.take(node)
-        open_nodes = {node.seq: node for node in every if not node.is_settled}
+        open_nodes = {node.record.seq: node for node in every if not node.is_settled}
         needed = len(open_nodes) if count is None else count - (len(every) - len(open_nodes))
-        if any(node.is_settled for node in single) or (wake is Wake.FAILURE and any(n.is_failure for n in every)):
+        if single and any(node.is_settled for node in single):
+            return
+        if wake is Wake.FAILURE and any(node.is_failure for node in every):
             return
         open_nodes.update((node.seq, node) for node in single)
-        wanted = Wanted(open_nodes, needed, wake, {node.seq for node in single})
+        self._wait(Wanted(open_nodes, needed, wake, {node.seq for node in single}), own, is_shielded)
+
+    def wait_for_one(self, node: Node, *, is_own: bool = False) -> None:
+        """Do the same for a single node, which is what most waits are for."""
+        own = (node,) if is_own else ()
+        self.check_live()
+        self.raise_cancellation(own)
+        self.take(node)
+        if not node.is_settled:
+            self._wait(Wanted({node.record.seq: node}, 1), own)
+
+    def _wait(self, wanted: Wanted, own: Iterable[Node], is_shielded: bool = False) -> None:
         while wanted.needed > 0:
             if not self.deliver_next(wanted):
                 self.stop(wanted.waiting(is_compensating=self.is_compensating, draining=False))
-            if not is_shielded:
+            if self._cancellation is not None and not is_shielded:
                 self.raise_cancellation(own)
 
     def deliver_next(self, wanted: Wanted) -> bool:
         """Deliver one event to the wait for ``wanted``; ``False`` when all have been delivered."""
-        if self._delivered == len(self.history.inbox):
+        if self._delivered == len(self.inbox):
             return False
-        event = self.history.inbox[self._delivered]
+        event = self.inbox[self._delivered]
         self._delivered += 1
-        self.order, self.now = event.order, max(self.now, event.at)
+        self.order = event.order
+        if event.at > self.now:
+            self.now = event.at
         match event:
             case Settled() | AttemptEnded():
                 self._apply(event)
@@ -290,7 +330,7 @@ class Pass:
 
     def _apply(self, event: Settled | AttemptEnded) -> None:
         if event.seq >= len(self.nodes):
-            record = self.history.records[len(self.nodes)]
+            record = self.recorded[len(self.nodes)]
             recorded = _describe(record.kind, record.name, record.scope, record.undoes)
             self.stop(Diverged(record.seq, recorded, "a wait for something else"))
         node = self.nodes[event.seq]
@@ -326,7 +366,7 @@ class Pass:
 
     def _receive(self, node: Node, message: MessageTaken) -> None:
         if self.is_fresh(node):
-            index = node.seq - len(self.history.records)
+            index = node.seq - len(self.recorded)
             self.records[index] = replace(
                 self.records[index], outcome=Outcome.SUCCEEDED, result=message.payload, message_order=message.order
             )
@@ -375,11 +415,11 @@ class Pass:
         return node.record.state in (State.HELD, State.SCHEDULED) and not node.record.foreign
 
     def is_fresh(self, node: Node) -> bool:
-        return node.seq >= len(self.history.records)
+        return node.seq >= len(self.recorded)
 
     def _settle_unbegun(self, node: Node, outcome: Outcome, event: Settled | None) -> None:
         if self.is_fresh(node):
-            index = node.seq - len(self.history.records)
+            index = node.seq - len(self.recorded)
             self.records[index] = replace(self.records[index], outcome=outcome, event=event)
         else:
             record = node.record
@@ -401,45 +441,8 @@ class Pass:
         return self.host.decode(node.record.result, node.record.name, node.returns)
 
 
-#: What is said of a step that ended without an exception: withdrawn, or lost.
-_WITHOUT_FAILURE: dict[type[errors.StepFailed], str] = {
-    errors.StepWithdrawn: "it never began",
-    errors.StepFailed: "it was withdrawn after an attempt that failed",
-    errors.StepUnknown: "nobody can say whether it took effect",
-    errors.StepTimedOut: "it did not end in time",
-}
-
-
-def failure_of(node: Node) -> errors.StepFailed:
-    """Return the exception of a node that did not succeed; it counts as seen from now on."""
-    node.is_observed = True
-    record = node.record
-    if record.timed_out or (record.failure and record.failure.type == "orchestrator.errors.StepTimedOut"):
-        kind: type[errors.StepFailed] = errors.StepTimedOut
-    else:
-        kinds = {Outcome.UNKNOWN: errors.StepUnknown, Outcome.WITHDRAWN: errors.StepWithdrawn}
-        kind = kinds.get(node.outcome or Outcome.FAILED, errors.StepFailed)
-    failure = record.failure or Failure(f"orchestrator.errors.{kind.__name__}", (), _WITHOUT_FAILURE[kind])
-    error: errors.StepFailed = errors.in_class_of(
-        kind,
-        failure.type,
-        failure.bases,
-        seq=node.seq,
-        name=record.name,
-        outcome=str(node.outcome),
-        message=failure.message,
-        traceback=failure.traceback,
-    )
-    return error
-
-
-#: What a typo or a missing import in a deploy raises: it must not undo every order in flight.
-PROGRAMMING_ERRORS = (NameError, AttributeError, TypeError, ImportError, RecursionError, MemoryError)
-
-
-def is_programming_error(error: BaseException) -> bool:
-    """Tell whether workflow code itself raised it, not a step."""
-    return isinstance(error, PROGRAMMING_ERRORS) and not isinstance(error, errors.StepFailed)
+def _done() -> Settlement:
+    return Outcome.SUCCEEDED, None, None
 
 
 def _as_record(new: NewRecord) -> Record:

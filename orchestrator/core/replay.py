@@ -8,8 +8,9 @@ from typing import Any
 from orchestrator import errors
 from orchestrator.core.context import Context
 from orchestrator.core.ending import end_scope, undo_scope
+from orchestrator.core.failing import is_programming_error
 from orchestrator.core.host import Host
-from orchestrator.core.passes import Pass, Wanted, is_programming_error
+from orchestrator.core.passes import Pass
 from orchestrator.core.records import (
     Broken,
     Completed,
@@ -21,6 +22,7 @@ from orchestrator.core.records import (
     Undone,
 )
 from orchestrator.core.saga import Scope
+from orchestrator.core.wanted import Wanted
 
 __all__ = ["decide"]
 
@@ -46,8 +48,8 @@ def decide(
             raise
         ending = current.ending
     asked = len(current.nodes)
-    if asked < len(history.records) and not isinstance(ending, Diverged | Broken):
-        rest = history.records[asked]
+    if asked < len(current.recorded) and not isinstance(ending, Diverged | Broken):
+        rest = current.recorded[asked]
         ending = Diverged(asked, f"{rest.kind} {rest.name}", "nothing more")
     if isinstance(ending, Diverged | Broken):
         # nothing of such a pass is written: what it asked for before it went wrong, mended code may never ask for

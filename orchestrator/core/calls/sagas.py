@@ -9,8 +9,9 @@ from typing import Any
 from orchestrator import errors
 from orchestrator.core.calls.part import Part
 from orchestrator.core.ending import end_scope, undo_scope
+from orchestrator.core.failing import is_programming_error
 from orchestrator.core.handles import StepHandle
-from orchestrator.core.passes import Pass, is_programming_error
+from orchestrator.core.passes import Pass
 from orchestrator.core.retry import RetryPolicy
 
 

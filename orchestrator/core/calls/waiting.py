@@ -53,7 +53,7 @@ class WaitCalls(Part):
         self._pass.check_live()
         self._pass.raise_cancellation()
         timer = self._timer(until, what)
-        self._pass.wait_for([timer], own=[timer])
+        self._pass.wait_for_one(timer, is_own=True)
 
     def timer(self, until: Seconds | datetime) -> TimerHandle:
         """Start a timer, for a duration or until an aware datetime; its handle is waited for together with others."""
@@ -73,7 +73,7 @@ class WaitCalls(Part):
         handle = self.message(channel, returns=returns)
         (node,) = handle._nodes
         if seconds is None:
-            self._pass.wait_for([node], own=[node])
+            self._pass.wait_for_one(node, is_own=True)
             return handle._value()
         timer = self._timer(seconds, "timeout")
         self._pass.wait_for([node], alone=[timer], own=[node, timer])
