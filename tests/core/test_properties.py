@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.passes import REFUSED
+from orchestrator.core.asking import REFUSED
 from orchestrator.core.records import Completed, Failed, Kind, Outcome, Recurred, State, Undone
 
 from .checks import check_program, check_seed

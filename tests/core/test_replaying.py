@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from orchestrator import errors
+from orchestrator.core.asking import REFUSED
 from orchestrator.core.context import Context
 from orchestrator.core.host import Call
-from orchestrator.core.passes import REFUSED
 from orchestrator.core.records import Compensation, Diverged, Kind, Outcome, StartChild
 
 from .host import FakeHost, group

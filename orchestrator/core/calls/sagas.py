@@ -39,9 +39,7 @@ class SagaCalls(Part):
         """
         self._pass.check_live()
         for scope in self._pass.scope.enclosing():
-            for node in scope.nodes():
-                if node.is_settled and not node.is_in_doubt:
-                    node.is_committed = True
+            scope.commit()
 
     def accept(self, step: StepHandle | errors.StepFailed) -> None:
         """Take on a step in doubt: it is no longer undone when its scope ends well."""

@@ -8,11 +8,12 @@ from datetime import datetime
 from typing import Any, Literal, NoReturn
 
 from orchestrator import errors
+from orchestrator.core.asking import Settlement
 from orchestrator.core.calls.durations import Seconds, check_instant, read_seconds
 from orchestrator.core.calls.part import Part
 from orchestrator.core.ending import close, end_scope
 from orchestrator.core.handles import MessageHandle, TimerHandle
-from orchestrator.core.passes import Pass, Settlement
+from orchestrator.core.passes import Pass
 from orchestrator.core.records import (
     Delivery,
     Kind,
@@ -38,6 +39,8 @@ class WaitCalls(Part):
     def __init__(self, current: Pass, function: Callable[..., Any]) -> None:
         super().__init__(current)
         self._function = function
+        self._children: list[Node] = []
+        self._looked_at = 0
 
     # --- time -----------------------------------------------------------------------------------------------------
 
@@ -120,9 +123,11 @@ class WaitCalls(Part):
 
     def _find_receiver(self, instance_id: str) -> Settlement:
         # a child that this very pass asks for, or that nobody has got to starting, is nowhere to be found yet
-        children = [node for node in self._pass.nodes if node.record.kind is Kind.CHILD and not node.is_settled]
+        self._children += [node for node in self._pass.nodes[self._looked_at :] if node.record.kind is Kind.CHILD]
+        self._looked_at = len(self._pass.nodes)
         unbegun = (State.HELD, State.SCHEDULED)
-        is_own = any(c.record.child_id == instance_id and c.record.state in unbegun for c in children)
+        own = [node.record for node in self._children if not node.is_settled]
+        is_own = any(record.child_id == instance_id and record.state in unbegun for record in own)
         delivery = Delivery.DELIVERED if is_own else self._pass.host.find_receiver(instance_id)
         return Outcome.SUCCEEDED, json.dumps(delivery), None
 
