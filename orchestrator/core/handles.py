@@ -89,7 +89,12 @@ class ChildHandle(StepHandle):
 
     def __init__(self, current: Pass, nodes: Sequence[Node], instance_id: str) -> None:
         super().__init__(current, nodes)
-        self.instance_id = instance_id
+        self._planned_id = instance_id
+
+    @property
+    def instance_id(self) -> str:
+        """The id of the child; of one that an operator had another take the place of, the other's."""
+        return self._nodes[0].record.child_id or self._planned_id
 
     def __repr__(self) -> str:
         return f"<ChildHandle {self.seq} {self.name} {self.instance_id}>"

@@ -337,7 +337,10 @@ class Orchestrator(Parts):
             functools.partial(self.monitor.look, worker),
             revoking.Revocations(self.coordinator, self.lifecycle, self.starter, self.dispatcher),
         )
+        if worker.pool_cls.__module__.endswith((".gevent", ".eventlet")):
+            self.workflows.keeps_live = False  # they switch between greenlets of their own
         self.monitor.begin(worker)
+        self.coordinator.owes_telling = self.finisher.owes  # of other processes a worker may know more
         self.hand_off.begin(worker)
         signals.task_postrun.connect(self.hand_off.on_postrun, weak=False)
         signals.worker_shutting_down.connect(self._on_shutting_down, weak=False)

@@ -98,7 +98,12 @@ class Parts:
     @functools.cached_property
     def workflows(self) -> RegisteredWorkflows:
         host = CeleryHost(self.app, self.registry, KnownTasks(self.store), self.settings, self.store)
-        return RegisteredWorkflows(self.app, host)
+        return RegisteredWorkflows(self.app, host, keeps_live=self.keeps_live_passes)
+
+    @property
+    def keeps_live_passes(self) -> bool:
+        """Whether the next pass of an instance may go on from where the last one stands."""
+        return self.settings.live_passes > 0
 
     @functools.cached_property
     def coordinator(self) -> Coordinator:

@@ -45,7 +45,8 @@ def write(
         instances.insert_run(connection, instance, now)
     instances.set_attributes(connection, instance.id, change.attributes)
     if change.ends:
-        instances.insert_finish(connection, instance.id, instance.generation, later)
+        if change.outbox.ended is not None:
+            instances.insert_finish(connection, instance.id, instance.generation, later)
         mailbox.delete_subscriptions(connection, instance.id)
         change.outbox.shared += mailbox.give_back_shared(connection, instance.id)
 

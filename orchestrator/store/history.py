@@ -264,13 +264,18 @@ class Part:
     child_id: str | None
 
 
+_list_parts = Prepared(
+    select(history.c.generation, history.c.seq, history.c.kind, history.c.dispatch, history.c.child_id)
+    .where(*_own_run, history.c.dispatched_at.is_not(None))
+    .order_by(history.c.seq)
+)
+
+
 def list_parts(connection: Connection, instance_id: str, run: int) -> list[Part]:
     """Return the steps, compensations and children of a run that have been dispatched, by ``seq``."""
-    columns = (history.c.generation, history.c.seq, history.c.kind, history.c.dispatch, history.c.child_id)
-    own = (history.c.instance_id == instance_id, history.c.run == run, history.c.dispatched_at.is_not(None))
-    kinds = history.c.kind.in_((Kind.STEP, Kind.COMPENSATION, Kind.CHILD))
-    rows = connection.execute(select(*columns).where(*own, kinds).order_by(history.c.seq))
-    return [Part(StepKey(instance_id, r[0], run, r[1]), Kind(r[2]), r[3], r[4]) for r in rows]
+    rows = _list_parts.rows(connection, {"own_instance": instance_id, "own_run": run})
+    kinds = (Kind.STEP, Kind.COMPENSATION, Kind.CHILD)
+    return [Part(StepKey(instance_id, r[0], run, r[1]), Kind(r[2]), r[3], r[4]) for r in rows if r[2] in kinds]
 
 
 def list_rows(
