@@ -3,13 +3,14 @@
 #   make demo                  200 orders, a killed worker, and the books (less than a minute)
 #   make demo ORDERS=file      the same with orders of your own, one JSON object a line
 #   make test                  the tests; ARGS="-k refund" goes to pytest
+#   make bench                 this beside chain, celery-saga and others, in 3 minutes; ARGS="--full", ARGS="--list"
 #   make lint                  ruff, mypy, import-linter
 #   make clean                 removes .venv and what the tools leave behind
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test bench lint clean
 .NOTPARALLEL:
 
 help:
@@ -21,6 +22,9 @@ demo: .venv/.demo
 test: .venv/.test
 	$(BIN)/python -m pytest -n 4 --dist=loadscope --no-loadscope-reorder $(ARGS)
 
+bench: .venv/.bench$(if $(findstring --full,$(ARGS)),-full)
+	$(BIN)/python -m benchmarks $(ARGS)
+
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -29,7 +33,7 @@ lint: .venv/.dev
 
 clean:
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
-	find orchestrator tasks tests -name __pycache__ -prune -exec rm -rf {} +
+	find benchmarks orchestrator tasks tests -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/.%: pyproject.toml | .venv/bin/python
 	@echo "Installing celery-orchestrator[$*] into .venv"

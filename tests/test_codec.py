@@ -699,6 +699,47 @@ def test_a_parameter_beyond_the_named_ones_is_one_of_the_rest() -> None:
     assert codec.accepts_none(codec.annotations_of(functools.partial(ship)), 0)
 
 
+# --- the results of a task ----------------------------------------------------------------------------------------
+
+TEXT_OF_LINE = '{"sku":"mug","qty":2,"price":"1.5","seen":"2024-05-01T12:00:00Z"}'
+
+
+@pytest.mark.parametrize(
+    ("hint", "text"), [(Line, TEXT_OF_LINE), (int, "7"), (None, '{"a":[1]}'), (set[int], "[2,1]"), (int, '"x"')]
+)
+def test_a_result_decoder_does_what_decoding_by_the_annotation_does(hint: Any, text: str) -> None:
+    def task() -> Any: ...
+
+    task.__annotations__["return"] = hint
+    decoder, is_final = codec.result_decoder(task)
+    assert is_final
+    assert same(decoder(text), codec.decode_leniently(text, hint))
+
+
+def test_a_result_decoder_of_nothing_or_of_what_says_nothing_reads_plain_json() -> None:
+    assert codec.result_decoder(None)[0]("[1]") == [1]
+    decoder, is_final = codec.result_decoder(lambda: 1)
+    assert (decoder("[1]"), is_final) == ([1], True)
+
+
+def test_a_result_decoder_is_not_kept_while_its_annotation_cannot_be_resolved() -> None:
+    def task() -> Any: ...
+
+    task.__annotations__["return"] = "DefinedFurtherDown"
+    assert not codec.result_decoder(task)[1]
+
+
+@pytest.mark.parametrize("text", [" 1", "1 ", "\n[1]\n"])
+def test_space_around_a_value_is_no_obstacle(text: str) -> None:
+    assert same(codec.decode(text), json.loads(text))
+
+
+@pytest.mark.parametrize("text", ["", " ", "1 2", "[1", "nope", '{"a":}', "[" * 100_000])
+def test_text_that_is_no_json_is_a_mismatch(text: str) -> None:
+    with pytest.raises(errors.ResultMismatch, match="cannot be decoded"):
+        codec.decode(text)
+
+
 # --- arguments ----------------------------------------------------------------------------------------------------
 
 

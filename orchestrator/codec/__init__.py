@@ -15,6 +15,7 @@ from orchestrator.codec.arguments import (
     plain_arguments,
 )
 from orchestrator.codec.failures import describe_error
+from orchestrator.codec.results import result_decoder
 from orchestrator.codec.values import decode, decode_leniently, dump, encode, load
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "encode_arguments",
     "load",
     "plain_arguments",
+    "result_decoder",
 ]

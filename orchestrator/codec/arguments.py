@@ -23,6 +23,7 @@ __all__ = [
     "decode_undone_step",
     "encode_arguments",
     "plain_arguments",
+    "returns_of",
 ]
 
 
@@ -86,6 +87,12 @@ def annotations_of(function: Callable[..., Any]) -> Annotations:
             # else a class that is defined further down its module may still be missing: look again next time
             _known[function] = known
     return known
+
+
+def returns_of(function: Callable[..., Any]) -> tuple[object, bool]:
+    """Return what a function says of its result, and whether that will stay so: see ``annotations_of``."""
+    returns = annotations_of(function).returns
+    return returns, returns is not None or "return" not in getattr(_innermost(function), "__annotations__", {})
 
 
 def _read_annotations(function: Callable[..., Any], hints: dict[str, object]) -> Annotations:

@@ -238,6 +238,13 @@ def load(kind: type[T], text: str) -> T:
 
 def read(text: str) -> Any:
     """Return the plain JSON that ``text`` holds, with Celery's tagged types decoded."""
+    if _TAG not in text:
+        try:
+            value, end = _scan(text, 0)
+        except (StopIteration, *MISFITS):
+            end = -1  # whatever is wrong with it is said below
+        if end == len(text):
+            return value
     try:
         return (_tagged_decoder if _TAG in text else _decoder).decode(text)
     except MISFITS as error:
@@ -263,6 +270,8 @@ def _revive(fields: dict[str, Any]) -> Any:
 
 
 _decoder = json.JSONDecoder()
+#: What ``_decoder.decode`` comes to for text without space around it, such as we write.
+_scan: Callable[[str, int], tuple[Any, int]] = _decoder.scan_once  # type: ignore[attr-defined]
 _tagged_decoder = json.JSONDecoder(object_hook=_revive)
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from orchestrator.core.passes import Pass, Wanted, failure_of
+from orchestrator.core.failing import failure_of
+from orchestrator.core.passes import Pass
 from orchestrator.core.records import Kind, NotUndone, RunCompensation, UndoChild, Wake
 from orchestrator.core.saga import Batch, Node, Scope, compensation_arguments, doubts, undo_waves
+from orchestrator.core.wanted import Wanted
 
 
 def drain(current: Pass, nodes: Iterable[Node]) -> None:
@@ -27,7 +29,7 @@ def drain(current: Pass, nodes: Iterable[Node]) -> None:
             wanted.note(node.seq)
         if not unbegun:
             current.cancels += [node.seq for node in wanted.pending.values() if node.record.kind is Kind.CHILD]
-            current.stop(wanted.waiting(is_compensating=current.is_compensating, draining=True))
+            current.suspend(wanted, draining=True)
 
 
 def close(current: Pass, nodes: Iterable[Node]) -> None:
@@ -35,7 +37,7 @@ def close(current: Pass, nodes: Iterable[Node]) -> None:
     wanted = _open(nodes)
     while wanted.needed > 0:
         if not current.deliver_next(wanted):
-            current.stop(wanted.waiting(is_compensating=current.is_compensating, draining=False))
+            current.suspend(wanted, draining=False)
         current.raise_cancellation()
 
 

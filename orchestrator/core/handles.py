@@ -7,7 +7,8 @@ from typing import Any
 
 from orchestrator import errors
 from orchestrator.core.ending import undo_nodes
-from orchestrator.core.passes import Pass, failure_of
+from orchestrator.core.failing import failure_of
+from orchestrator.core.passes import Pass
 from orchestrator.core.records import Kind, Outcome
 from orchestrator.core.saga import Node
 
@@ -28,7 +29,10 @@ class Handle:
 
     def get(self) -> Any:
         """Wait until it has settled and return its result, or raise its failure."""
-        self._pass.wait_for(self._nodes)
+        if len(self._nodes) == 1:
+            self._pass.wait_for_one(self._nodes[0])
+        else:
+            self._pass.wait_for(self._nodes)
         return self._value()
 
     def _value(self) -> Any:
@@ -85,7 +89,12 @@ class ChildHandle(StepHandle):
 
     def __init__(self, current: Pass, nodes: Sequence[Node], instance_id: str) -> None:
         super().__init__(current, nodes)
-        self.instance_id = instance_id
+        self._planned_id = instance_id
+
+    @property
+    def instance_id(self) -> str:
+        """The id of the child; of one that an operator had another take the place of, the other's."""
+        return self._nodes[0].record.child_id or self._planned_id
 
     def __repr__(self) -> str:
         return f"<ChildHandle {self.seq} {self.name} {self.instance_id}>"

@@ -30,6 +30,12 @@ class Host(Protocol):
     def read_members(self, step: object) -> Sequence[object] | None:
         """Return the members of a group of plain signatures, ``None`` for anything else."""
 
+    def identify(self, step: object) -> tuple[str, bool] | None:
+        """Return the name of the task that a signature or a bare task calls, and whether it is a workflow's here.
+
+        Of what is recorded nothing else is looked at.  ``None`` where that takes more than a glance.
+        """
+
     def read_call(self, step: object, item: tuple[Any, ...] = ()) -> Call:
         """Read a signature or a bare task, ``item`` going before its arguments; refuse what cannot be a step."""
 

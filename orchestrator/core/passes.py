@@ -17,221 +17,51 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from datetime import datetime
-from typing import Any, NoReturn
+from dataclasses import replace
+from typing import Any
 
 from orchestrator import errors
+from orchestrator.core.asking import Asking, describe
+from orchestrator.core.failing import failure_of
 from orchestrator.core.host import Host
 from orchestrator.core.records import (
     AttemptEnded,
-    Broken,
     CancelRequested,
-    Command,
-    Compensation,
     Diverged,
-    Failure,
+    Event,
     History,
     Kind,
-    MarkPatched,
     MessageTaken,
-    NewRecord,
-    NotUndone,
     Outcome,
-    Payload,
     Receipt,
     Record,
-    Recurred,
-    RegisterCompensation,
-    Role,
-    RunLocal,
-    ScheduleStep,
     Settled,
-    StartChild,
     State,
     UndoRequested,
     Waiting,
     Wake,
     Withdrawal,
 )
-from orchestrator.core.saga import Batch, Node, Scope
-
-#: What settles a command as it is recorded.
-Settlement = tuple[Outcome, Payload | None, Failure | None]
+from orchestrator.core.saga import Node
+from orchestrator.core.wanted import Wanted
 
 
-class Suspension(BaseException):
-    """Ends a pass.  Not an ``Exception``, so that workflow code does not catch it by accident."""
-
-
-@dataclass(slots=True, eq=False)
-class Wanted:
-    """What a wait is for: ``needed`` completions among ``pending``."""
-
-    pending: dict[int, Node]
-    needed: int
-    wake: Wake = Wake.COUNT
-    alone: set[int] = field(default_factory=set)
-
-    def note(self, seq: int) -> None:
-        """Take notice of a delivered event."""
-        node = self.pending.get(seq)
-        if node is None or (self.wake is Wake.CLOSED and not node.is_closed):
-            return
-        del self.pending[seq]
-        ends = seq in self.alone or (self.wake is Wake.FAILURE and node.is_failure)
-        self.needed = 0 if ends else self.needed - 1
-
-    def find_receive(self, channel: str) -> Node | None:
-        """Return the first receive on ``channel`` among what the wait is for."""
-        receives = [n for n in self.pending.values() if n.record.kind is Kind.RECEIVE and n.record.name == channel]
-        return min(receives, key=lambda node: node.seq, default=None)
-
-    def waiting(self, *, is_compensating: bool, draining: bool) -> Waiting:
-        wakes = {seq: Wake.ALONE if seq in self.alone else self.wake for seq in self.pending}
-        seqs = tuple(self.pending) if draining else ()
-        return Waiting(self.needed, wakes, is_compensating, seqs)
-
-
-class Pass:
+class Pass(Asking):
     """The state of one pass; ``Context`` is its face towards workflow code."""
 
     def __init__(self, history: History, host: Host) -> None:
-        self.history = history
-        self.host = host
-        self.nodes: list[Node] = []
-        self.records: list[NewRecord] = []
+        super().__init__(history, host)
         self.withdrawals: list[Withdrawal] = []
         self.receipts: list[Receipt] = []
         self.cancels: list[int] = []
-        self.not_undone: list[NotUndone] = []
-        self.ending: Waiting | Recurred | Diverged | Broken | None = None
-        self.scope = Scope()
-        self.now = history.started_at
-        self.order = 0
-        self.is_compensating = False
-        self.has_compensated = False
-        self.is_in_local = False
-        self.is_undo_requested = False
-        self.patches: dict[str, bool] = {}
-        self.child_names = frozenset(r.name for r in history.records if r.kind is Kind.CHILD)
-        self.has_completed = any(isinstance(event, UndoRequested) for event in history.inbox)
-        self._fired = frozenset(event.seq for event in history.inbox if isinstance(event, Settled))
+        #: How a live pass stands still; it returns once more has come in.
+        self.park: Callable[[Waiting], None] | None = None
         self._delivered = 0
         self._mailbox: defaultdict[str, deque[MessageTaken]] = defaultdict(deque)
         self._cancellation: CancelRequested | None = None  # delivered, and not raised yet
         self._is_past_pivot = False
 
-    # --- asking ---------------------------------------------------------------------------------------------------
-
-    def ask(
-        self,
-        command: Command,
-        *,
-        optional: bool = False,
-        returns: object = None,
-        settle: Callable[[], Settlement] | None = None,
-    ) -> Node:
-        """Return the node of the next command, recorded or new; a new one is settled by ``settle``, if given."""
-        self.check_live()
-        seq = len(self.nodes)
-        if seq < len(self.history.records):
-            record = self.history.records[seq]
-            self._compare(record, command)
-        elif self.has_completed and not self.is_undo_requested:
-            requested = _describe(command.kind, command.name, command.scope, command.undoes)
-            self.stop(Diverged(seq, "nothing more", requested))
-        else:
-            outcome, result, failure = settle() if settle is not None else (None, None, None)
-            new = NewRecord(seq, command, self.order, outcome, result, failure)
-            self.records.append(new)
-            record = _as_record(new)
-        is_pivot = isinstance(command, ScheduleStep | StartChild) and command.role is Role.PIVOT
-        node = Node(record, self.scope, optional=optional, is_pivot=is_pivot, returns=returns)
-        if settle is not None:
-            node.is_settled, node.outcome = True, record.outcome
-        self.nodes.append(node)
-        return node
-
-    @property
-    def is_at_frontier(self) -> bool:
-        """Whether the next command is one that no earlier pass has asked for."""
-        return len(self.nodes) >= len(self.history.records)
-
-    def has_passed(self, at: datetime) -> bool:
-        """Tell whether the next command, a timer, fires as it is recorded."""
-        if self.is_at_frontier:
-            return at <= self.now
-        # a deploy may change the instant; what is recorded has fired at once, or will, as it was asked for then
-        record = self.history.records[len(self.nodes)]
-        return record.outcome is Outcome.SUCCEEDED and record.seq not in self._fired
-
-    def check_known(self, name: str) -> None:
-        """Refuse a task that nobody knows."""
-        # what is recorded was known once, and a replay must not depend on which workers happen to be alive
-        if self.is_at_frontier:
-            try:
-                self.host.check_known(name)
-            except errors.UnknownTask as error:
-                # not left to the workflow: on a replay nobody would ask, and what it then did would not be recorded
-                self.break_off(error)
-
-    def _compare(self, record: Record, command: Command) -> None:
-        recorded = (record.kind, record.name, record.scope, record.undoes)
-        requested = (command.kind, command.name, command.scope, command.undoes)
-        if recorded != requested:
-            self.stop(Diverged(record.seq, _describe(*recorded), _describe(*requested)))
-
-    def patched(self, change_id: str) -> bool:
-        """Answer ``ctx.patched``: no where history shows that an earlier pass went here without asking."""
-        self.check_live()
-        if change_id not in self.patches:
-            seq = len(self.nodes)
-            recorded = self.history.records[seq] if seq < len(self.history.records) else None
-            takes_new_path = recorded is None or (recorded.kind, recorded.name) == (Kind.PATCH, change_id)
-            if takes_new_path:
-                self.ask(MarkPatched(change_id, self.scope.path), settle=lambda: (Outcome.SUCCEEDED, None, None))
-            self.patches[change_id] = takes_new_path
-        return self.patches[change_id]
-
-    def perform(self, name: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Node:
-        """Run a ``ctx.local`` function, or return what it came to the first time."""
-
-        def run() -> Settlement:
-            self.is_in_local = True
-            try:
-                return self.host.perform(function, args)
-            except Exception as error:
-                if is_programming_error(error):
-                    self.break_off(error)
-                return Outcome.FAILED, None, self.host.describe(error)
-            finally:
-                self.is_in_local = False
-
-        return self.ask(RunLocal(name, self.scope.path), settle=run)
-
-    def register(self, compensation: Compensation) -> None:
-        """Record a compensation that belongs to no step."""
-        command = RegisterCompensation(compensation.name, self.scope.path, compensation)
-        node = self.ask(command, settle=lambda: (Outcome.SUCCEEDED, None, None))
-        self.scope.batches.append(Batch([node]))
-
     # --- waiting --------------------------------------------------------------------------------------------------
-
-    def check_live(self) -> None:
-        """Refuse any use of ``ctx`` in a pass that has ended, and inside a ``ctx.local``."""
-        if self.ending is not None:
-            raise Suspension
-        if self.is_in_local:
-            raise errors.ContextMisused("ctx cannot be used inside a function that ctx.local runs")
-
-    def stop(self, ending: Waiting | Recurred | Diverged | Broken) -> NoReturn:
-        self.ending = ending
-        raise Suspension
-
-    def break_off(self, error: BaseException) -> NoReturn:
-        """End the pass for a programming error in workflow code: a deploy mends it, nothing is undone."""
-        self.stop(Broken(self.host.describe(error)))
 
     def wait_for(
         self,
@@ -252,27 +82,69 @@ class Pass:
         if not is_shielded:
             self.raise_cancellation(own)
         every, single = list(nodes), list(alone)
-        for node in sorted((*every, *single), key=lambda node: node.seq):
+        receives = [node for node in (*every, *single) if node.record.kind is Kind.RECEIVE]
+        for node in sorted(receives, key=lambda node: node.seq):
             self.take(node)
-        open_nodes = {node.seq: node for node in every if not node.is_settled}
+        open_nodes = {node.record.seq: node for node in every if not node.is_settled}
         needed = len(open_nodes) if count is None else count - (len(every) - len(open_nodes))
-        if any(node.is_settled for node in single) or (wake is Wake.FAILURE and any(n.is_failure for n in every)):
+        if single and any(node.is_settled for node in single):
+            return
+        if wake is Wake.FAILURE and any(node.is_failure for node in every):
             return
         open_nodes.update((node.seq, node) for node in single)
-        wanted = Wanted(open_nodes, needed, wake, {node.seq for node in single})
+        self._wait(Wanted(open_nodes, needed, wake, {node.seq for node in single}), own, is_shielded)
+
+    def wait_for_one(self, node: Node, *, is_own: bool = False) -> None:
+        """Do the same for a single node, which is what most waits are for."""
+        own = (node,) if is_own else ()
+        self.check_live()
+        self.raise_cancellation(own)
+        self.take(node)
+        if not node.is_settled:
+            self._wait(Wanted({node.record.seq: node}, 1), own)
+
+    def _wait(self, wanted: Wanted, own: Iterable[Node], is_shielded: bool = False) -> None:
         while wanted.needed > 0:
             if not self.deliver_next(wanted):
-                self.stop(wanted.waiting(is_compensating=self.is_compensating, draining=False))
-            if not is_shielded:
+                self.suspend(wanted, draining=False)
+            if self._cancellation is not None and not is_shielded:
                 self.raise_cancellation(own)
+
+    def suspend(self, wanted: Wanted, *, draining: bool) -> None:
+        """End the pass: all that came in has been delivered.  A live one returns from here when there is more."""
+        waiting = wanted.waiting(is_compensating=self.is_compensating, draining=draining)
+        if self.park is None:
+            self.stop(waiting)
+        self.park(waiting)
+
+    def go_on(self, changed: Iterable[Record], events: Iterable[Event], seen_order: int | None) -> None:
+        """Take in what has come in while the pass stood still, and begin a new decision.
+
+        ``news.py`` has seen to it that this follows from what the pass knows.
+        """
+        for record in changed:
+            if record.seq < len(self.recorded):
+                self.recorded[record.seq] = record
+            else:
+                self.recorded.append(record)
+            if record.seq < len(self.nodes):
+                self.nodes[record.seq].record = record
+            if record.kind is Kind.CHILD:
+                self.child_names.add(record.name)
+        self.inbox, self._delivered = list(events), 0
+        self._fired.update(event.seq for event in self.inbox if isinstance(event, Settled))
+        self.seen_order = seen_order
+        self.records, self.withdrawals, self.receipts, self.cancels = [], [], [], []
 
     def deliver_next(self, wanted: Wanted) -> bool:
         """Deliver one event to the wait for ``wanted``; ``False`` when all have been delivered."""
-        if self._delivered == len(self.history.inbox):
+        if self._delivered == len(self.inbox):
             return False
-        event = self.history.inbox[self._delivered]
+        event = self.inbox[self._delivered]
         self._delivered += 1
-        self.order, self.now = event.order, max(self.now, event.at)
+        self.order = event.order
+        if event.at > self.now:
+            self.now = event.at
         match event:
             case Settled() | AttemptEnded():
                 self._apply(event)
@@ -290,8 +162,8 @@ class Pass:
 
     def _apply(self, event: Settled | AttemptEnded) -> None:
         if event.seq >= len(self.nodes):
-            record = self.history.records[len(self.nodes)]
-            recorded = _describe(record.kind, record.name, record.scope, record.undoes)
+            record = self.recorded[len(self.nodes)]
+            recorded = describe(record.kind, record.name, record.scope, record.undoes)
             self.stop(Diverged(record.seq, recorded, "a wait for something else"))
         node = self.nodes[event.seq]
         if isinstance(event, AttemptEnded):
@@ -326,7 +198,7 @@ class Pass:
 
     def _receive(self, node: Node, message: MessageTaken) -> None:
         if self.is_fresh(node):
-            index = node.seq - len(self.history.records)
+            index = node.seq - len(self.recorded)
             self.records[index] = replace(
                 self.records[index], outcome=Outcome.SUCCEEDED, result=message.payload, message_order=message.order
             )
@@ -375,11 +247,11 @@ class Pass:
         return node.record.state in (State.HELD, State.SCHEDULED) and not node.record.foreign
 
     def is_fresh(self, node: Node) -> bool:
-        return node.seq >= len(self.history.records)
+        return node.seq >= len(self.recorded)
 
     def _settle_unbegun(self, node: Node, outcome: Outcome, event: Settled | None) -> None:
         if self.is_fresh(node):
-            index = node.seq - len(self.history.records)
+            index = node.seq - len(self.recorded)
             self.records[index] = replace(self.records[index], outcome=outcome, event=event)
         else:
             record = node.record
@@ -401,85 +273,7 @@ class Pass:
         return self.host.decode(node.record.result, node.record.name, node.returns)
 
 
-#: What is said of a step that ended without an exception: withdrawn, or lost.
-_WITHOUT_FAILURE: dict[type[errors.StepFailed], str] = {
-    errors.StepWithdrawn: "it never began",
-    errors.StepFailed: "it was withdrawn after an attempt that failed",
-    errors.StepUnknown: "nobody can say whether it took effect",
-    errors.StepTimedOut: "it did not end in time",
-}
-
-
-def failure_of(node: Node) -> errors.StepFailed:
-    """Return the exception of a node that did not succeed; it counts as seen from now on."""
-    node.is_observed = True
-    record = node.record
-    if record.timed_out or (record.failure and record.failure.type == "orchestrator.errors.StepTimedOut"):
-        kind: type[errors.StepFailed] = errors.StepTimedOut
-    else:
-        kinds = {Outcome.UNKNOWN: errors.StepUnknown, Outcome.WITHDRAWN: errors.StepWithdrawn}
-        kind = kinds.get(node.outcome or Outcome.FAILED, errors.StepFailed)
-    failure = record.failure or Failure(f"orchestrator.errors.{kind.__name__}", (), _WITHOUT_FAILURE[kind])
-    error: errors.StepFailed = errors.in_class_of(
-        kind,
-        failure.type,
-        failure.bases,
-        seq=node.seq,
-        name=record.name,
-        outcome=str(node.outcome),
-        message=failure.message,
-        traceback=failure.traceback,
-    )
-    return error
-
-
-#: What a typo or a missing import in a deploy raises: it must not undo every order in flight.
-PROGRAMMING_ERRORS = (NameError, AttributeError, TypeError, ImportError, RecursionError, MemoryError)
-
-
-def is_programming_error(error: BaseException) -> bool:
-    """Tell whether workflow code itself raised it, not a step."""
-    return isinstance(error, PROGRAMMING_ERRORS) and not isinstance(error, errors.StepFailed)
-
-
-def _as_record(new: NewRecord) -> Record:
-    command = new.command
-    compensation: Compensation | None = None
-    foreign, arguments, child_id = False, None, None
-    match command:
-        case ScheduleStep():
-            compensation, foreign, arguments = command.compensation, command.foreign, command.arguments
-        case StartChild():
-            compensation, arguments, child_id = command.compensation, command.arguments, command.child_id
-        case RegisterCompensation():
-            compensation = command.compensation
-        case _:
-            pass
-    return Record(
-        new.seq,
-        command.kind,
-        command.name,
-        command.scope,
-        command.undoes,
-        new.after_order,
-        State.SCHEDULED if new.outcome is None else State.SETTLED,
-        new.outcome,
-        new.result,
-        new.failure,
-        compensation=compensation,
-        arguments=arguments,
-        foreign=foreign,
-        child_id=child_id,
-    )
-
-
 def _withdrawn_outcome(record: Record) -> Outcome:
     if record.in_doubt:
         return Outcome.UNKNOWN
     return Outcome.WITHDRAWN if record.attempt == 0 else Outcome.FAILED
-
-
-def _describe(kind: Kind, name: str, scope: str, undoes: int | None) -> str:
-    where = f" in scope {scope}" if scope else ""
-    what = f" undoing step {undoes}" if undoes is not None else ""
-    return f"{kind} {name}{what}{where}"

@@ -8,8 +8,9 @@ from typing import Any
 from orchestrator import errors
 from orchestrator.core.context import Context
 from orchestrator.core.ending import end_scope, undo_scope
+from orchestrator.core.failing import is_programming_error
 from orchestrator.core.host import Host
-from orchestrator.core.passes import Pass, Wanted, is_programming_error
+from orchestrator.core.passes import Pass
 from orchestrator.core.records import (
     Broken,
     Completed,
@@ -21,8 +22,9 @@ from orchestrator.core.records import (
     Undone,
 )
 from orchestrator.core.saga import Scope
+from orchestrator.core.wanted import Wanted
 
-__all__ = ["decide"]
+__all__ = ["conclude", "decide", "run_function"]
 
 
 def decide(
@@ -37,17 +39,27 @@ def decide(
     """
     current = Pass(history, host)
     context = Context(current, function)
-    ending: Ending
+    return conclude(current, context, run_function(current, context, function, args, kwargs))
+
+
+def run_function(
+    current: Pass, context: Context, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Ending:
+    """Run a workflow function and return how the pass ended."""
     try:
-        ending = _run(current, context, function, args, kwargs)
+        return _run(current, context, function, args, kwargs)
     except BaseException as error:
         # whatever a suspended function raises, the pass is suspended; but an interrupted process has decided nothing
         if current.ending is None or isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        ending = current.ending
+        return current.ending
+
+
+def conclude(current: Pass, context: Context, ending: Ending) -> Decision:
+    """Return what a pass that came to ``ending`` has decided."""
     asked = len(current.nodes)
-    if asked < len(history.records) and not isinstance(ending, Diverged | Broken):
-        rest = history.records[asked]
+    if asked < len(current.recorded) and not isinstance(ending, Diverged | Broken):
+        rest = current.recorded[asked]
         ending = Diverged(asked, f"{rest.kind} {rest.name}", "nothing more")
     if isinstance(ending, Diverged | Broken):
         # nothing of such a pass is written: what it asked for before it went wrong, mended code may never ask for
@@ -57,7 +69,7 @@ def decide(
         tuple(current.records),
         tuple(current.withdrawals),
         tuple(current.not_undone),
-        context._attributes,
+        dict(context._attributes),
         context._progress,
         tuple(current.receipts),
         tuple(current.cancels),

@@ -76,10 +76,20 @@ class Scope:
     parent: Scope | None = None
     batches: list[Batch] = field(default_factory=list)
     inner: int = 0
+    committed: int = 0  # so many batches, from the first, are committed as a whole
 
     def open_inner(self, parallel: bool) -> Scope:
         self.inner += 1
         return Scope(path=f"{self.path}{self.inner}.", parallel=parallel, parent=self)
+
+    def commit(self) -> None:
+        """Let what has settled stay done, but for what is in doubt."""
+        whole = True
+        for batch in self.batches[self.committed :]:
+            for node in batch.nodes:
+                node.is_committed |= node.is_settled and not node.is_in_doubt
+            whole = whole and all(node.is_committed for node in batch.nodes)
+            self.committed += whole
 
     def nodes(self) -> Iterator[Node]:
         for batch in self.batches:

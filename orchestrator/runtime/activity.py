@@ -30,6 +30,7 @@ from orchestrator.runtime.claims import Claims
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.current import CancelProbe, CurrentStep, as_current
 from orchestrator.runtime.dispatch import HEADER, Dispatcher, begins_step, read_header
+from orchestrator.runtime.handoff import HandOff
 from orchestrator.runtime.logs import about
 from orchestrator.runtime.registry import Registry
 from orchestrator.runtime.settings import Settings
@@ -63,6 +64,7 @@ class StepRunner:
         coordinator: Coordinator,
         claims: Claims,
         dispatcher: Dispatcher,
+        hand_off: HandOff,
         bodies: Callable[[], TransactionalBodies],
     ) -> None:
         self.app = app
@@ -71,6 +73,7 @@ class StepRunner:
         self.coordinator = coordinator
         self.claims = claims
         self.dispatcher = dispatcher
+        self.hand_off = hand_off
         self.bodies = bodies
 
     def run(self, task: Any, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -81,9 +84,8 @@ class StepRunner:
         plan = self.registry.find_plan(task.name)
         with (
             softlimit.deferred(in_pool_process=self.claims.state.is_child) as limit,
-            self.claims.executing(key, dispatch),
+            self._holding(key, task.name, dispatch, codec.dump(plan) if plan is not None else None) as row,
         ):
-            row = self.claims.claim(key, task.name, dispatch, codec.dump(plan) if plan is not None else None)
             if row is None:
                 old = "%s[%s]: not claimed, its message is old or doubled"
                 logger.info(old, task.name, request.id, extra=about(key))
@@ -95,13 +97,23 @@ class StepRunner:
             with self.coordinator.instrumentation.attempt(row):
                 return self._run_claimed(task, row, call)
 
+    @contextmanager
+    def _holding(self, key: StepKey, name: str, dispatch: int, plan: str | None) -> Iterator[HistoryRow | None]:
+        """Claim a step for as long as the block runs, unless this process holds it already."""
+        held = self.hand_off.find_held(key, dispatch)
+        if held is not None:
+            yield held
+            return
+        with self.claims.executing(key, dispatch):
+            yield self.claims.claim(key, name, dispatch, plan)
+
     def _run_claimed(self, task: Any, row: HistoryRow, call: Callable[..., Any]) -> Any:
         if self.registry.find_defaults(task.name).is_transactional:
             return self._run_transactional(task, row, call)
         with self._settling_what_is_raised(task, row):
             result = call()
         ended = self._encoded(task, result)
-        self._settle(row, ended)
+        self._settle(row, ended, task)
         return _for_celery(task, task.request, result, ended)
 
     def _run_transactional(self, task: Any, row: HistoryRow, call: Callable[..., Any]) -> Any:
@@ -129,14 +141,13 @@ class StepRunner:
             raise Ignore from rejection
         except BaseException as error:
             if not _is_told_to_end(error):
-                self._settle(row, self._ended_by(task, error))
+                self._settle(row, self._ended_by(task, error), task if isinstance(error, Exception) else None)
             raise
 
     def fail_unbegun(self, task: Any, request: Any, error: BaseException) -> None:
         """Settle a step whose task raised before its body (in ``before_start``, or a ``__call__`` of its own)."""
         key, dispatch = read_header(getattr(request, HEADER))
-        with self.claims.executing(key, dispatch):
-            row = self.claims.claim(key, task.name, dispatch, None)
+        with self._holding(key, task.name, dispatch, None) as row:
             if row is not None:
                 self._settle(row, self._ended_by(task, error))
 
@@ -225,8 +236,11 @@ class StepRunner:
 
     # --- settling -------------------------------------------------------------------------------------------------
 
-    def _settle(self, row: HistoryRow, ended: Ended) -> None:
-        was_held, outbox = self.coordinator.end_attempt(row.key, row.attempt, ended)
+    def _settle(self, row: HistoryRow, ended: Ended, task: Any = None) -> None:
+        """Settle a step; the process of ``task`` may be handed the next one."""
+        with self.hand_off.offering(task) as offer:
+            was_held, outbox = self.coordinator.end_attempt(row.key, row.attempt, ended, offer=offer)
+            self.hand_off.take(outbox)
         if not was_held:
             _log_given_up(row, "what it came to changes nothing")
         self.dispatcher.deliver(outbox)

@@ -39,6 +39,7 @@ from orchestrator.runtime.transactional import open_up, open_when_made
 from orchestrator.runtime.worker import OrchestratorStep
 from orchestrator.runtime.workflow import make_run, workflow_options
 from orchestrator.store import instances
+from orchestrator.store.engine import TRUSTED_SECONDS
 from orchestrator.store.mailbox import NewMail
 
 if TYPE_CHECKING:
@@ -325,6 +326,7 @@ class Orchestrator(Parts):
         from orchestrator.runtime import marking, revoking
 
         self.executing.share()
+        self.store.trusted_seconds = TRUSTED_SECONDS
         for task in self.app.tasks.values():
             if self.masks.hides_result(task.name):
                 task.resultrepr_maxsize = 0  # of what a task returned Celery logs and sends so many characters
@@ -340,8 +342,14 @@ class Orchestrator(Parts):
             functools.partial(self.monitor.look, worker),
             revoking.Revocations(self.coordinator, self.lifecycle, self.starter, self.dispatcher),
         )
+        if worker.pool_cls.__module__.endswith((".gevent", ".eventlet")):
+            self.workflows.keeps_live = False  # they switch between greenlets of their own
         self.monitor.begin(worker)
         logging.getLogger("celery.app.trace").addFilter(AboutStarts(self.workflows.knows))
+        self.coordinator.owes_telling = self.finisher.owes  # of other processes a worker may know more
+        self.hand_off.begin(worker)
+        signals.task_postrun.connect(self.hand_off.on_postrun, weak=False)
+        signals.worker_shutting_down.connect(self._on_shutting_down, weak=False)
         describe_worker = functools.partial(self._describe_worker, worker)
         heartbeat = Heartbeat(self.store, self.settings, self.executing, describe_worker)
         revoking.listen(self.app, poller.note_revokes)
@@ -364,6 +372,9 @@ class Orchestrator(Parts):
         index = getattr(current_process(), "index", None)
         if index is not None:  # the solo pool sends this signal too, in the worker's own process
             self.executing.become_child(index)
+
+    def _on_shutting_down(self, **_kwargs: Any) -> None:
+        self.executing.note_ending()
 
     def _on_task_failure(self, sender: Any = None, exception: Any = None, **_kwargs: Any) -> None:
         request = sender.request

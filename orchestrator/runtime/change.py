@@ -21,6 +21,7 @@ class Outbox:
     """What a commit left to be published, and whom to tell of it."""
 
     steps: list[HistoryRow] = field(default_factory=list)
+    handed: HistoryRow | None = None  # a step that is claimed already, by the process that committed
     owes_pass: list[Instance] = field(default_factory=list)
     ended: Instance | None = None
     wakes: list[str] = field(default_factory=list)  # instances that were sent something
@@ -29,6 +30,7 @@ class Outbox:
 
     def extend(self, other: Outbox) -> None:
         self.steps += other.steps
+        self.handed = other.handed or self.handed
         self.owes_pass += other.owes_pass
         self.ended = other.ended or self.ended
         self.wakes += other.wakes

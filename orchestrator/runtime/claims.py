@@ -49,7 +49,7 @@ class Claims:
 
     def claim(self, key: StepKey, name: str, dispatch: int, compensation: str | None) -> HistoryRow | None:
         """Claim a step of the task ``name``; ``None`` where it is not to be had, or this worker has been given up."""
-        if not self._beat_first():
+        if not self.beat_first():
             return None
         claimant = Claimant(self.state.incarnation, os.getpid())
         tried_at: set[datetime] = set()
@@ -73,8 +73,8 @@ class Claims:
             self.observers.tell(told)
         return row
 
-    def _beat_first(self) -> bool:
-        """A process whose worker's last beat is old beats before it claims; it may have been given up meanwhile."""
+    def beat_first(self) -> bool:
+        """Beat, where the worker's last beat is old, before a step is begun; ``False``: the worker was given up."""
         limit = self.settings.heartbeat_limit
         deadline = time.monotonic() + limit
         while self.state.seconds_since_beat > limit / 2:

@@ -20,6 +20,7 @@ from orchestrator.errors import UnknownTask
 from orchestrator.runtime import requests, settling
 from orchestrator.runtime.change import Change, Outbox
 from orchestrator.runtime.logs import about
+from orchestrator.runtime.offering import Offer, take_up
 from orchestrator.runtime.passes import earliest
 from orchestrator.runtime.settlements import RELEASED, Settlements
 from orchestrator.store import history, instances
@@ -39,17 +40,24 @@ MOST_INLINE_PASSES = 2
 class Coordinator(Settlements):
     """Settles steps, and what the clock makes of them."""
 
-    def end_attempt(self, key: StepKey, attempt: int, ended: Ended, *, makes_pass: bool = True) -> tuple[bool, Outbox]:
+    def end_attempt(
+        self, key: StepKey, attempt: int, ended: Ended, *, makes_pass: bool = True, offer: Offer | None = None
+    ) -> tuple[bool, Outbox]:
         """Record how an attempt ended, in one transaction with the pass that follows if nothing else is waited for.
 
         Returns whether the attempt still held the claim; if it did not, what it came to is kept beside the outcome.
-        ``makes_pass=False`` leaves the pass to be made elsewhere (the poller runs no workflow code).
+        ``makes_pass=False`` leaves the pass to be made elsewhere (the poller runs no workflow code).  ``offer``: the
+        next step may be claimed in the same commit.
         """
         was_held, is_inline, passes = False, makes_pass, 0
 
         def prepare(connection: Connection, instance: Instance) -> Change | None:
             nonlocal is_inline, passes
+            if offer is not None:
+                offer.withdraw()  # what an earlier try announced was rolled back
             change = end(connection, instance)
+            if offer is not None and change is not None:
+                take_up(change, offer, max(self.clock(), instance.last_at))
             passes += change is not None and change.has_pass
             # one that takes longer than what happens to its instance meanwhile would conflict with all of it
             is_inline = is_inline and passes < MOST_INLINE_PASSES

@@ -181,9 +181,31 @@ class Dispatcher:
         else:
             task.apply_async(args, kwargs, **options)
 
+    def request_of(self, row: HistoryRow, hostname: str | None) -> dict[str, Any]:
+        """Return what Celery's tracer is given of a step's message, for one that has none."""
+        args, kwargs, options = self._message_of(row)
+        priority, headers = options.get("priority"), options.pop("headers")
+        queue = self._queue_name(row.name, row.message_options)
+        ignored = options.pop("ignore_result", self.app.tasks[row.name].ignore_result)
+        message = self.app.amqp.as_task_v2(name=row.name, args=args, kwargs=kwargs, ignore_result=ignored, **options)
+        delivery = {"exchange": "", "routing_key": queue, "priority": priority, "redelivered": False}
+        about = {"properties": message.properties, "reply_to": None, "correlation_id": options["task_id"]}
+        own = {"args": args, "kwargs": kwargs, "hostname": hostname, "delivery_info": delivery, "is_eager": False}
+        return {**message.headers, **headers, **about, **own}
+
     def publish_step(self, row: HistoryRow) -> None:
-        args, kwargs = codec.plain_arguments(row.arguments or codec.encode_arguments((), {}, ""))
+        args, kwargs, options = self._message_of(row)
+        if row.is_foreign:
+            options |= self._callbacks(row, options)
         task = self.app.tasks.get(row.name)
+        if task is None or not _takes(task, args, kwargs):
+            self.app.send_task(row.name, args, kwargs, **options)
+        else:
+            task.apply_async(args, kwargs, **options)
+
+    def _message_of(self, row: HistoryRow) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
+        """Return arguments and options of the message of a step."""
+        args, kwargs = codec.plain_arguments(row.arguments or codec.encode_arguments((), {}, ""))
         options = {key: value for key, value in row.message_options.items() if key not in _COLUMNS}
         options |= {
             "task_id": task_id_of(row.key, row.dispatch),
@@ -196,15 +218,10 @@ class Dispatcher:
             "add_to_parent": False,
             **self.masks.representations(row.name, args, kwargs),
         }
-        if row.is_foreign:
-            options |= self._callbacks(row, options)
-        elif not self.keeps_step_results:
+        if not row.is_foreign and not self.keeps_step_results:
             # what a step returned is in the store; a result backend takes two round trips a step to have it as well
             options.setdefault("ignore_result", True)
-        if task is None or not _takes(task, args, kwargs):
-            self.app.send_task(row.name, args, kwargs, **options)
-        else:
-            task.apply_async(args, kwargs, **options)
+        return args, kwargs, options
 
     def _callbacks(self, row: HistoryRow, options: dict[str, Any]) -> dict[str, Any]:
         """Return the links by which a worker without this package settles a step."""

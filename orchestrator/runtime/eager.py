@@ -145,6 +145,10 @@ class EagerParts(Parts):
     def store(self) -> Store:
         return super().store if self.settings.store is None else self._real.store
 
+    @property
+    def keeps_live_passes(self) -> bool:
+        return False  # in tests, above all, what a replay would find is to be found
+
     @functools.cached_property
     def dispatcher(self) -> Dispatcher:
         dispatcher = EagerDispatcher(

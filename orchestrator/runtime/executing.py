@@ -3,7 +3,8 @@
 The parent of a prefork pool gives back what is claimed under its incarnation and no process of it executes.  Its
 children tell it through memory that they share from before the fork: each has a slot, writes there which attempt it is
 about to claim, before it claims it, and clears it after the settlement is committed.  So whoever reads the claims from
-the store first, and the slots afterwards, finds every claim that is still being worked on.
+the store first, and the slots afterwards, finds every claim that is still being worked on.  A slot has room for two: a
+process that hands the next step to itself claims it with the commit that settles the one before.
 
 In the pools without child processes the same bookkeeping is a set.
 """
@@ -28,8 +29,10 @@ from billiard import get_start_method
 from orchestrator.store.history import StepKey
 
 _HEADER = struct.Struct("d36s")  # the last heartbeat on the system's monotonic clock, the incarnation
-_SLOT = struct.Struct("qQ")  # a process, and the token of what it executes (0: nothing)
+_SLOT = struct.Struct("qQQ")  # a process, and the tokens of what it executes (0: nothing)
+_TOKEN = struct.Struct("Q")
 _EVENTS_BYTE = _HEADER.size  # whether monitors asked for events
+_ENDING_BYTE = _EVENTS_BYTE + 1  # whether the worker was asked to end
 _HEADER_BYTES = 64
 _SLOTS = 4096
 _BYTES = _HEADER_BYTES + _SLOTS * _SLOT.size
@@ -89,7 +92,7 @@ class Executing:
         self._slot = _HEADER_BYTES + index * _SLOT.size
         self._own = Counter()
         self._lock = threading.Lock()
-        _SLOT.pack_into(self._memory, self._slot, os.getpid(), 0)
+        _SLOT.pack_into(self._memory, self._slot, os.getpid(), 0, 0)
 
     @property
     def is_child(self) -> bool:
@@ -104,25 +107,29 @@ class Executing:
     def begin(self, token: int) -> None:
         with self._lock:
             self._own[token] += 1
-        if self._slot is not None:
-            _SLOT.pack_into(self._memory, self._slot, os.getpid(), token)
+            if self._own[token] == 1:
+                self._show(token, in_place_of=0)
 
     def end(self, token: int) -> None:
         with self._lock:
             self._own[token] -= 1
             if not self._own[token]:
                 del self._own[token]
+                self._show(0, in_place_of=token)
+
+    def _show(self, token: int, *, in_place_of: int) -> None:
+        """Change one of the tokens in the slot of a pool process; the other one stays where it is."""
         if self._slot is not None:
-            _SLOT.pack_into(self._memory, self._slot, os.getpid(), 0)
+            _, *shown = _SLOT.unpack_from(self._memory, self._slot)
+            _TOKEN.pack_into(self._memory, self._slot + _TOKEN.size * (1 + shown.index(in_place_of)), token)
 
     def list_executions(self) -> set[Execution]:
         """Return what this process and its children execute, those included that have died since."""
         with self._lock:
             found = {Execution(os.getpid(), token) for token in self._own}
         for index in range(_SLOTS):
-            process, token = _SLOT.unpack_from(self._memory, _HEADER_BYTES + index * _SLOT.size)
-            if process and token:
-                found.add(Execution(process, token))
+            process, *tokens = _SLOT.unpack_from(self._memory, _HEADER_BYTES + index * _SLOT.size)
+            found.update(Execution(process, token) for token in tokens if process and token)
         return found
 
     def wait_unoccupied(self, seconds: float) -> bool:
@@ -153,6 +160,15 @@ class Executing:
     @sends_events.setter
     def sends_events(self, is_on: bool) -> None:
         self._memory[_EVENTS_BYTE] = int(is_on)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the worker was asked to end."""
+        return self._memory[_ENDING_BYTE] != 0
+
+    def note_ending(self) -> None:
+        """Tell the pool processes that the worker was asked to end."""
+        self._memory[_ENDING_BYTE] = 1
 
     @property
     def seconds_since_beat(self) -> float:

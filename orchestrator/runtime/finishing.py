@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 
 from celery import Celery
+from celery.backends.base import DisabledBackend
 
+from orchestrator.runtime import kept
 from orchestrator.runtime.ending import Ending, is_passing
 from orchestrator.runtime.logs import about
 from orchestrator.store import history, instances
@@ -27,6 +29,13 @@ class Finisher:
         self.app = app
         self.store = store
         self.keeps_results = keeps_results
+
+    def owes(self, instance: Instance) -> bool:
+        """Tell whether Celery is owed anything at the end of an instance, as far as this process is configured."""
+        own = kept.read(instance.request).request
+        is_followed = any(own.get(name) for name in ("callbacks", "errbacks", "chain", "chord", "group"))
+        has_backend = self.keeps_results and not isinstance(self.app.backend, DisabledBackend)
+        return is_followed or (has_backend and not own.get("ignore_result"))
 
     def on_ended(self, instance: Instance) -> None:
         """Pay at once what the end of ``instance`` owes; the poller does what fails here."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, MutableMapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
@@ -47,6 +48,12 @@ class CeleryHost:
         self.registry = registry
         self.known = known
         self.settings = settings
+        self._decoders: dict[str, tuple[object, Callable[[str], Any]]] = {}
+
+    @cached_property
+    def _tasks(self) -> Any:
+        """The tasks of the app, which it tells only by way of a lock."""
+        return self.app.tasks
 
     # --- signatures -----------------------------------------------------------------------------------------------
 
@@ -55,6 +62,18 @@ class CeleryHost:
         if isinstance(step, Signature) and step.subtask_type == "group":
             return list(step.tasks)
         return None
+
+    def identify(self, step: object) -> tuple[str, bool] | None:
+        """Return the name of the task that a signature or a bare task calls, and whether it is a workflow's here."""
+        if isinstance(step, Signature):
+            if step.get("subtask_type"):
+                return None
+            name = step["task"]
+        elif isinstance(step, Task):
+            name = step.name
+        else:
+            return None
+        return name, is_workflow(self._tasks.get(name))
 
     def read_call(self, step: object, item: tuple[Any, ...] = ()) -> Call:
         """Read a signature or a bare task, ``item`` going before its arguments; refuse what cannot be a step."""
@@ -151,9 +170,14 @@ class CeleryHost:
         """Decode the result of ``name``, as ``returns`` unless that is ``None``."""
         if returns is not None:
             return codec.decode(payload, returns)
-        task = self.app.tasks.get(name)
-        function = getattr(task, "function", None) or getattr(task, "run", None)
-        return codec.decode_leniently(payload, None if function is None else codec.annotations_of(function).returns)
+        task = self._tasks.get(name)
+        known = self._decoders.get(name)
+        if known is not None and known[0] is task:
+            return known[1](payload)
+        decoder, is_final = codec.result_decoder(getattr(task, "function", None) or getattr(task, "run", None))
+        if is_final:
+            self._decoders[name] = task, decoder
+        return decoder(payload)
 
     def decode_message(self, payload: Payload, returns: object) -> Any:
         """Decode a message, as ``returns`` unless that is ``None``."""

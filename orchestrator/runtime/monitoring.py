@@ -7,10 +7,12 @@ is sent here, under the instance's id.  Events may be lost, as Celery's own may.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
-from celery import Celery, current_task
+from celery import Celery, current_task, states
+from celery.app.trace import TraceInfo
 from celery.utils.saferepr import saferepr
 from kombu.exceptions import KombuError
 
@@ -64,14 +66,37 @@ class Monitor:
             return
         events = self._list_events(notice)
         hostname = self._hostname() if events else None
-        if hostname is None:
-            return
+        if hostname is not None:
+            self._send(hostname, notice.instance_id, events)
+
+    def _send(self, hostname: str, instance_id: str, events: list[tuple[str, dict[str, Any]]]) -> None:
         try:
             with self.app.events.default_dispatcher(hostname=hostname) as dispatcher:
                 for kind, fields in events:
                     dispatcher.send(kind, retry=False, **fields)
         except (OSError, KombuError) as error:
-            logger.debug("monitors are not told of %s: %r", notice.instance_id, error, extra=about(notice.instance_id))
+            logger.debug("monitors are not told of %s: %r", instance_id, error, extra=about(instance_id))
+
+    def tell_taken(self, request: dict[str, Any]) -> None:
+        """Send the events of a task that begins without a message; of others a worker's main process sends them."""
+        names = ("retries", "eta", "expires", "root_id", "parent_id")
+        received = {name: request[name] for name in names} | {"name": request["task"]}
+        received |= {"args": request["argsrepr"], "kwargs": request["kwargsrepr"]}
+        self._tell_of_task(request, ("task-received", received), ("task-started", {"pid": os.getpid()}))
+
+    def tell_done(self, request: dict[str, Any], info: TraceInfo | None, runtime: float | None, shown: str) -> None:
+        """Send the event of how it ended."""
+        if info is None:
+            self._tell_of_task(request, ("task-succeeded", {"result": shown, "runtime": runtime}))
+        elif info.state in (states.FAILURE, states.RETRY):
+            kind = "task-failed" if info.state == states.FAILURE else "task-retried"
+            told = {"exception": saferepr(info.retval), "traceback": None}
+            self._tell_of_task(request, (kind, told))
+
+    def _tell_of_task(self, request: dict[str, Any], *events: tuple[str, dict[str, Any]]) -> None:
+        if self.executing.sends_events:
+            every = [(kind, {"uuid": request["id"], **fields}) for kind, fields in events]
+            self._send(self.hostname or request["hostname"], request["root_id"], every)
 
     def _hostname(self) -> str | None:
         request = getattr(current_task, "request", None)

@@ -19,6 +19,7 @@ from orchestrator.runtime.executing import Executing
 from orchestrator.runtime.finishing import Finisher
 from orchestrator.runtime.foreign import ForeignSteps
 from orchestrator.runtime.forks import Forks
+from orchestrator.runtime.handoff import HandOff
 from orchestrator.runtime.host import CeleryHost
 from orchestrator.runtime.instrumentation import Instrumentation
 from orchestrator.runtime.known import KnownTasks
@@ -102,7 +103,12 @@ class Parts:
     @functools.cached_property
     def workflows(self) -> RegisteredWorkflows:
         host = CeleryHost(self.app, self.registry, KnownTasks(self.store), self.settings, self.store)
-        return RegisteredWorkflows(self.app, host)
+        return RegisteredWorkflows(self.app, host, keeps_live=self.keeps_live_passes)
+
+    @property
+    def keeps_live_passes(self) -> bool:
+        """Whether the next pass of an instance may go on from where the last one stands."""
+        return self.settings.live_passes > 0
 
     @functools.cached_property
     def coordinator(self) -> Coordinator:
@@ -145,7 +151,7 @@ class Parts:
 
     @functools.cached_property
     def starter(self) -> Starter:
-        return Starter(self.coordinator, self.dispatcher, self.workflows)
+        return Starter(self.coordinator, self.dispatcher, self.workflows, self.hand_off)
 
     @functools.cached_property
     def enqueuer(self) -> Enqueuer:
@@ -165,10 +171,24 @@ class Parts:
 
     @functools.cached_property
     def steps(self) -> StepRunner:
-        claims = Claims(self.store, self.settings, self.executing, self.clock, self.observers)
         return StepRunner(
-            self.app, self.settings, self.registry, self.coordinator, claims, self.dispatcher, lambda: self.bodies
+            self.app,
+            self.settings,
+            self.registry,
+            self.coordinator,
+            self.claims,
+            self.dispatcher,
+            self.hand_off,
+            lambda: self.bodies,
         )
+
+    @functools.cached_property
+    def claims(self) -> Claims:
+        return Claims(self.store, self.settings, self.executing, self.clock, self.observers)
+
+    @functools.cached_property
+    def hand_off(self) -> HandOff:
+        return HandOff(self.app, self.settings, self.claims, self.coordinator, self.dispatcher, self.monitor)
 
     @functools.cached_property
     def bodies(self) -> TransactionalBodies:

@@ -8,15 +8,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sqlalchemy import Connection
 
 from orchestrator import codec
-from orchestrator.core.records import Broken, Decision, State
+from orchestrator.core.live import CannotGoOn, LivePass
+from orchestrator.core.records import Broken, Decision, Recurred, State
 from orchestrator.runtime import decisions, requests, settling
 from orchestrator.runtime.change import Change, Outbox, with_values
 from orchestrator.runtime.logs import about
+from orchestrator.runtime.offering import Offer, take_up
 from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.transactions import Clock, Transactions, utc_now
 from orchestrator.store import history, mailbox, workers
@@ -31,6 +33,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("orchestrator")
 
+T = TypeVar("T")
+
+#: What a pass decided, on which records, and what can go on from there.
+_Decided = tuple[Decision, dict[int, HistoryRow], LivePass | None]
+
 
 class Workflows(Protocol):
     """How the coordinator runs workflow code, where it is registered."""
@@ -41,7 +48,13 @@ class Workflows(Protocol):
 
     def options(self, workflow: str) -> WorkflowOptions: ...
 
-    def decide(self, instance: Instance, rows: list[HistoryRow], mail: list[Mail]) -> Decision: ...
+    def decide(
+        self, instance: Instance, rows: list[HistoryRow], mail: list[Mail]
+    ) -> tuple[Decision, LivePass | None]: ...
+
+    def go_on(
+        self, live: LivePass, instance: Instance, rows: list[HistoryRow], mail: list[Mail], after_order: int
+    ) -> Decision: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,35 +86,77 @@ class Passes(Transactions):
         if not inline or not self.workflows.knows(instance.workflow):
             settling.owe_pass(instance, change, self.later(self.settings.publish_grace))
             return
-        rows = {row.seq: row for row in history.load_rows(connection, instance.id, instance.run)}
-        for row, values in change.rows.values():
-            rows[row.seq] = rows.get(row.seq, row).changed(values)
-        seen = with_values(instance, change.instance)
-        mail = mailbox.load_taken(connection, instance.id, instance.run) if seen.mail else []
         change.has_pass = True
-        decision = self._decide(seen, list(rows.values()), mail, change)
+        seen = with_values(instance, change.instance)
+        decided = self._go_on(connection, instance, seen, change) or self._replay(connection, instance, seen, change)
+        decision, rows, live = decided
+        mail = _load_mail(connection, seen) if isinstance(decision.ending, Recurred) else []
         decisions.apply_decision(self, connection, seen, rows, mail, decision, change)
+        if live is not None and live.is_waiting:
+            self.live.keep(live, instance, rows, decision, change)
 
-    def _decide(self, instance: Instance, rows: list[HistoryRow], mail: list[Mail], change: Change) -> Decision:
+    def _go_on(self, connection: Connection, instance: Instance, seen: Instance, change: Change) -> _Decided | None:
+        """Make the pass from where the last one of this process stands; ``None`` where it cannot."""
+        standing = self.live.take(instance)
+        if standing is None:
+            return None
+        known = {row.seq: row for row, _ in change.rows.values() if row.seq >= standing.mark}
+        if len(known) < instance.next_seq - standing.mark:
+            loaded = history.load_rows(connection, instance.id, instance.run, from_seq=standing.mark)
+            known = {row.seq: row for row in loaded}
+        rows = _as_changed(known, change)
+        mail = _load_mail(connection, seen, after_order=standing.order)
+        try:
+            decision = self._timed(
+                seen,
+                change,
+                lambda: self.workflows.go_on(standing.live, seen, list(rows.values()), mail, standing.order),
+            )
+        except CannotGoOn:
+            return None
+        return decision, rows, standing.live
+
+    def _replay(self, connection: Connection, instance: Instance, seen: Instance, change: Change) -> _Decided:
+        """Make the pass by running the workflow function from the top."""
+        loaded = history.load_rows(connection, instance.id, instance.run)
+        rows = _as_changed({row.seq: row for row in loaded}, change)
+        mail = _load_mail(connection, seen)
+        decision, live = self._timed(seen, change, lambda: self.workflows.decide(seen, list(rows.values()), mail))
+        if live is not None:
+            self.live.watch(live)
+        return decision, rows, live
+
+    def _timed(self, instance: Instance, change: Change, decide: Callable[[], T]) -> T:
         begun_at = time.monotonic()
-        decision = self.workflows.decide(instance, rows, mail)
+        decided = decide()
         if self.observers is not None:
             # told with the rest after the commit: here the instance may be locked
             seconds = time.monotonic() - begun_at
-            change.outbox.notices += self.observers.note_pass(instance, seconds, len(rows))
-        return decision
+            change.outbox.notices += self.observers.note_pass(instance, seconds, instance.next_seq)
+        return decided
 
-    def advance(self, instance_id: str, generation: str) -> Outbox:
-        """Make the pass that an instance owes.  A second message for the same pass finds nothing to do."""
-        begun, outbox = self._count_pass(instance_id, generation)
-        if begun is None or begun.pass_due_at is None:
-            return outbox
+    def advance(
+        self, instance_id: str, generation: str, offer: Offer | None = None, *, is_counted: bool = False
+    ) -> Outbox:
+        """Make the pass that an instance owes.  A second message for the same pass finds nothing to do.
+
+        ``offer``: if it is the first one, the first step may be claimed in the same commit.  ``is_counted``: it is the
+        first one, and was counted when the instance was recorded.
+        """
+        if not is_counted:
+            begun, outbox = self._count_pass(instance_id, generation)
+            if begun is None or begun.pass_due_at is None:
+                return outbox
 
         def prepare(connection: Connection, instance: Instance) -> Change | None:
+            if offer is not None:
+                offer.withdraw()  # what an earlier try announced was rolled back
             if instance.pass_due_at is None or not instance.may_pass:
                 return None
             change = Change()
             self.make_pass(connection, instance, change, inline=True)
+            if offer is not None and instance.next_seq == 0 and instance.run == 0:
+                take_up(change, offer, max(self.clock(), instance.last_at))
             return change
 
         try:
@@ -214,6 +269,17 @@ class Passes(Transactions):
     def _next_publication(self, now: datetime, is_foreign: bool) -> datetime | None:
         """Return when a message just published is doubted; that of a foreign step, which nobody claims, never is."""
         return None if is_foreign else now + timedelta(seconds=self.settings.publish_grace)
+
+
+def _as_changed(rows: dict[int, HistoryRow], change: Change) -> dict[int, HistoryRow]:
+    """Return records as ``change`` leaves them."""
+    for row, values in change.rows.values():
+        rows[row.seq] = rows.get(row.seq, row).changed(values)
+    return rows
+
+
+def _load_mail(connection: Connection, instance: Instance, after_order: int = 0) -> list[Mail]:
+    return mailbox.load_taken(connection, instance.id, instance.run, after_order) if instance.mail else []
 
 
 def earliest(*moments: datetime | None) -> datetime | None:

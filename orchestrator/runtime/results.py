@@ -46,6 +46,9 @@ _STATES_OF_STEPS = {Outcome.SUCCEEDED: "SUCCESS", Outcome.WITHDRAWN: "REVOKED"}
 
 Meta = dict[str, Any]
 
+#: Between two looks at the store this part of the time waited so far is let pass.
+POLL_PART = 0.04
+
 
 def describe_instance(instance: Instance, decode: Callable[[Instance], Any]) -> Meta:
     """Return what a result backend would hold of an instance."""
@@ -94,8 +97,7 @@ def _meta(state: str, result: Any, name: str, date_done: datetime | None) -> Met
 class StoreResult(AsyncResult):
     """A Celery result that reads the store, so that it needs no result backend."""
 
-    #: How long is waited between two looks at the store: of the time waited so far this part, within these limits.
-    poll_part, poll_seconds = 0.04, (0.002, 0.5)
+    poll_seconds = (0.002, 0.5)
 
     @property
     def _parts(self) -> Parts:
@@ -148,7 +150,7 @@ class StoreResult(AsyncResult):
             if deadline is not None and time.monotonic() >= deadline:
                 raise CeleryTimeoutError(f"{self._describe_state(meta)} after {timeout} s")
             now = time.monotonic()
-            pause = min(max(shortest, self.poll_part * (now - began_at)), longest)
+            pause = min(max(shortest, POLL_PART * (now - began_at)), longest)
             time.sleep(pause if deadline is None else min(pause, max(0.0, deadline - now)))
         result = meta["result"]
         if propagate and meta["status"] in states.PROPAGATE_STATES:

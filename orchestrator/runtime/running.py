@@ -13,13 +13,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator import codec, errors
 from orchestrator.core.host import Host
+from orchestrator.core.live import LivePass
 from orchestrator.core.records import Broken, Decision, Failed
 from orchestrator.core.replay import decide
 from orchestrator.runtime.passes import WorkflowOptions
 from orchestrator.store.history import HistoryRow
 from orchestrator.store.instances import Instance
 from orchestrator.store.mailbox import Mail
-from orchestrator.store.past import as_history
+from orchestrator.store.past import as_history, as_news
 
 _in_pass: ContextVar[bool] = ContextVar("orchestrator_in_pass", default=False)
 #: Of what instance a pass is made, for lines of its log.
@@ -31,9 +32,10 @@ _trouble: ContextVar[list[BaseException]] = ContextVar("orchestrator_trouble")
 class RegisteredWorkflows:
     """The workflows of an app."""
 
-    def __init__(self, app: Celery, host: Host) -> None:
+    def __init__(self, app: Celery, host: Host, *, keeps_live: bool = False) -> None:
         self.app = app
         self.host = host
+        self.keeps_live = keeps_live
 
     def find(self, workflow: str) -> Any | None:
         """Return the workflow's task, ``None`` where it is not registered here."""
@@ -51,8 +53,8 @@ class RegisteredWorkflows:
         task = self.find(workflow)
         return WorkflowOptions() if task is None else WorkflowOptions(task.parks, task.deadline)
 
-    def decide(self, instance: Instance, rows: list[HistoryRow], mail: list[Mail]) -> Decision:
-        """Make a pass of an instance over what it has recorded."""
+    def decide(self, instance: Instance, rows: list[HistoryRow], mail: list[Mail]) -> tuple[Decision, LivePass | None]:
+        """Make a pass of an instance over what it has recorded; return what can go on from where it ended."""
         task = self.find(instance.workflow)
         if task is None:
             raise errors.UnknownWorkflow(instance.workflow)
@@ -63,21 +65,38 @@ class RegisteredWorkflows:
         except TypeError as error:  # ResultMismatch, too, is one
             failure = codec.describe_error(error)
             # before the first step it is the input that is wrong; later on it is the deploy that no longer takes it
-            return Decision(Broken(failure) if history.records else Failed(failure, undone=False))
-        with _inside_pass(instance) as trouble:
-            try:
-                return decide(task.function, tuple(args), kwargs, history, self.host)
-            finally:
-                if trouble:  # whatever the function made of it: what was decided on an answer that never came is void
-                    raise trouble[0]
+            return Decision(Broken(failure) if history.records else Failed(failure, undone=False)), None
+        if not self.keeps_live:
+            with _inside_pass(instance):
+                return decide(task.function, tuple(args), kwargs, history, self.host), None
+        live = LivePass(task.function, tuple(args), kwargs, history, self.host)
+        with _inside_pass(instance):
+            return live.decide(), live
+
+    def go_on(
+        self, live: LivePass, instance: Instance, rows: list[HistoryRow], mail: list[Mail], after_order: int
+    ) -> Decision:
+        """Make the next pass of an instance from where ``live`` stands.
+
+        ``rows`` and ``mail`` are what it does not know, or not as it is.  Raises ``CannotGoOn`` where they do not fit.
+        """
+        messages = [each.event for each in mail]
+        records, events = as_news(instance, sorted(rows, key=lambda row: row.seq), messages, after_order)
+        with _inside_pass(instance):
+            return live.go_on(records, events, passed_order=instance.passed_order)
 
 
 @contextmanager
-def _inside_pass(instance: Instance) -> Iterator[list[BaseException]]:
+def _inside_pass(instance: Instance) -> Iterator[None]:
     token, trouble = _in_pass.set(True), _trouble.set([])
     about = _about.set({"instance_id": instance.id, "workflow": instance.workflow, "run": instance.run})
     try:
-        yield _trouble.get()
+        try:
+            yield
+        finally:
+            if found := _trouble.get():
+                # whatever the function made of it: what was decided on an answer that never came is void
+                raise found[0]
     finally:
         _about.reset(about)
         _in_pass.reset(token)

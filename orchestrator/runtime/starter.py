@@ -20,6 +20,7 @@ from orchestrator.runtime import callers, kept, running
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.dispatch import START_HEADER, Dispatcher
 from orchestrator.runtime.handle import WorkflowHandle
+from orchestrator.runtime.handoff import HandOff
 from orchestrator.runtime.inputs import check_instance_id
 from orchestrator.runtime.logs import about
 from orchestrator.runtime.running import RegisteredWorkflows
@@ -59,11 +60,14 @@ class NewInstance:
 class Starter:
     """Records instances."""
 
-    def __init__(self, coordinator: Coordinator, dispatcher: Dispatcher, workflows: RegisteredWorkflows) -> None:
+    def __init__(
+        self, coordinator: Coordinator, dispatcher: Dispatcher, workflows: RegisteredWorkflows, hand_off: HandOff
+    ) -> None:
         self.coordinator = coordinator
         self.store = coordinator.store
         self.dispatcher = dispatcher
         self.workflows = workflows
+        self.hand_off = hand_off
 
     # --- from the call --------------------------------------------------------------------------------------------
 
@@ -186,7 +190,7 @@ class Starter:
         """Record the instance that a start task names, unless it is recorded, and make its first pass."""
         request, settings = task.request, self.coordinator.settings
         try:
-            generation = self.store.retrying(
+            generation, is_counted = self.store.retrying(
                 lambda: self._record(task, request, args, kwargs),
                 patience_seconds=min(START_PATIENCE_SECONDS, settings.store_patience),
             )
@@ -211,19 +215,25 @@ class Starter:
             logger.error("a start of %s is dropped: %s", task.name, error, extra=about(request.id))
             return
         try:
-            self.dispatcher.deliver(self.coordinator.advance(request.id, generation))
+            with self.hand_off.offering(task) as offer:
+                outbox = self.coordinator.advance(request.id, generation, offer, is_counted=is_counted)
+                self.hand_off.take(outbox)
+            self.dispatcher.deliver(outbox)
         except Exception:
             # it is recorded, and its pass is owed: were this task to fail, Celery would take the workflow for failed
             owed = "%s: its first pass could not be made, and will be tried again"
             logger.exception(owed, request.id, extra=about(request.id))
 
-    def _record(self, task: WorkflowTask, request: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    def _record(
+        self, task: WorkflowTask, request: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[str, bool]:
+        """Return the generation of an instance, and whether its first pass has been counted, for this process."""
         header = getattr(request, START_HEADER, None)
         if header is not None:
-            return str(header["generation"])
+            return str(header["generation"]), False
         new = self._read_request(task, request, args, kwargs)
-        if self._insert(new, may_be_purged=False):
-            return new.generation
+        if self._insert(new, may_be_purged=False, values={"pass_attempts": 1}):
+            return new.generation, True
         with self.store.read("start") as connection:
             existing = instances.find_instance(connection, new.instance_id)
             if existing is None and purging.is_purged(connection, new.instance_id):
@@ -234,7 +244,7 @@ class Starter:
             raise errors.InstanceExists(new.instance_id, f"of the workflow {existing.workflow}")
         if existing.input != new.arguments:
             raise errors.InstanceExists(new.instance_id, "with other input")
-        return existing.generation
+        return existing.generation, False
 
     def _read_request(
         self, task: WorkflowTask, request: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -16,6 +16,7 @@ from orchestrator.runtime import settling
 from orchestrator.runtime.change import Change, Outbox, Report
 from orchestrator.runtime.instrumentation import Instrumentation
 from orchestrator.runtime.settings import Settings
+from orchestrator.runtime.standing import LivePasses
 from orchestrator.runtime.writing import write
 from orchestrator.store import instances
 from orchestrator.store.engine import Conflict, Store
@@ -41,6 +42,9 @@ class Transactions:
         self.settings = settings
         self.clock = clock
         self.observers = observers
+        self.live = LivePasses(settings.live_passes)
+        #: Tells whether anything follows the end of an instance; else nothing is written down for it.
+        self.owes_telling: Callable[[Instance], bool] = lambda _instance: True
 
     @property
     def instrumentation(self) -> Instrumentation:
@@ -75,7 +79,8 @@ class Transactions:
         def once() -> Outbox:
             nonlocal tried
             try:
-                return run()
+                with self.live.using():
+                    return run()
             except Conflict:
                 tried = None  # rolled back for certain: what looks like it was written by another
                 raise
@@ -119,9 +124,13 @@ class Transactions:
 
     def _write(self, connection: Connection, instance: Instance, change: Change) -> Outbox:
         now = self.clock()
+        if change.outbox.ended is not None and not self.owes_telling(change.outbox.ended):
+            change.outbox.ended = None
         write(connection, instance, change, now, self.settings.publish_grace)
         if self.observers is not None:
             change.outbox.notices += self.observers.note(connection, instance, change, now)
+            if change.outbox.handed is not None:
+                change.outbox.notices += self.observers.note_claim(connection, change.outbox.handed, now)
         if change.report is not None:
             # child before parent: whoever holds a parent's lock never waits for a child's
             change.outbox.extend(self._report(connection, change.report))

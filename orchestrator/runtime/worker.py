@@ -40,6 +40,7 @@ class OrchestratorStep(bootsteps.StartStopStep):
     def close(self, worker: Any) -> None:
         """Note what has not begun: Celery forgets it when it ends to take messages, before ``stop``."""
         self._unbegun = prefetched.list_unbegun(worker)
+        self.heartbeat.executing.note_ending()
 
     def stop(self, worker: Any) -> None:
         """Give back what has not begun, and go on: the pool is still working off what it has."""

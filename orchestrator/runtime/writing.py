@@ -12,6 +12,7 @@ from orchestrator.store import history, instances, mailbox
 from orchestrator.store.engine import Conflict
 from orchestrator.store.history import HistoryRow, StepKey
 from orchestrator.store.instances import Instance, Parent
+from orchestrator.store.prepared import Batch
 
 #: So many receivers of one publication are told at once; the poller tells the others.
 WOKEN_AT_ONCE = 20
@@ -26,13 +27,16 @@ def write(
 ) -> None:
     """Write ``change`` to a locked instance, or raise ``Conflict`` where a record is not as it was read."""
     later = now + timedelta(seconds=publish_grace_seconds)
+    batch = Batch(connection)
     for row, values in change.rows.values():
         # a claim is taken without the instance's lock: whatever is written to a record names its state as read
-        if not history.change_row(connection, row, values):
-            raise Conflict
+        history.change_row(batch, row, values)
+    history.insert_rows(connection, change.new_rows, batch)
+    instances.change_instance(batch, instance, change.instance)
+    if not batch.run():
+        raise Conflict
     for row, values in change.notes:
         history.note_on_row(connection, row, values)
-    history.insert_rows(connection, change.new_rows)
     history.await_rows(connection, instance, change.instance.get("wait_number", instance.wait_number), change.wakes)
     if change.started_child is not None:
         _insert_child(connection, instance, change.started_child, now, later)
@@ -40,9 +44,9 @@ def write(
     if change.ends_run:
         instances.insert_run(connection, instance, now)
     instances.set_attributes(connection, instance.id, change.attributes)
-    instances.update_instance(connection, instance, change.instance)
     if change.ends:
-        instances.insert_finish(connection, instance.id, instance.generation, later)
+        if change.outbox.ended is not None:
+            instances.insert_finish(connection, instance.id, instance.generation, later)
         mailbox.delete_subscriptions(connection, instance.id)
         change.outbox.shared += mailbox.give_back_shared(connection, instance.id)
 

@@ -32,9 +32,8 @@ T = TypeVar("T")
 current_purpose: ContextVar[str] = ContextVar("current_purpose", default="")
 _READ = "read"
 
-#: A pooled connection that was not used for so long is asked whether it is alive; if another one is not, the
-#: transaction fails and is repeated.
-_TRUSTED_SECONDS = 5.0
+#: So long after its last use a worker trusts a pooled connection; where one is dead, the transaction is repeated.
+TRUSTED_SECONDS = 5.0
 
 #: The SQLite file in which this thread has a write transaction that other people's code uses.
 _lent_file: ContextVar[str | None] = ContextVar("lent_file", default=None)
@@ -58,6 +57,8 @@ class Store:
         self.idle_limit_seconds = idle_limit_seconds
         self.migrate = migrate
         self.max_overflow = max_overflow
+        #: Others than workers, which repeat their transactions, ask a connection each time whether it is alive.
+        self.trusted_seconds = 0.0
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._is_migrated = False
@@ -154,14 +155,36 @@ class Store:
         if self.backend == "postgresql":
             options["connect_args"] = _postgresql_arguments(self.url, limit)
             engine = create_engine(self.url, hide_parameters=True, **options)
-            _ping_where_idle(engine)
+            self._ping_where_idle(engine)
             return engine
         engine = create_engine(
             self.url, connect_args=_mysql_arguments(), pool_recycle=1800, hide_parameters=True, **options
         )
         event.listen(engine, "connect", lambda connection, _record: _limit_mysql_session(connection, limit))
-        _ping_where_idle(engine)
+        self._ping_where_idle(engine)
         return engine
+
+    def _ping_where_idle(self, engine: Engine) -> None:
+        """Ask a connection that comes from the pool whether it is alive, if it was not used of late.
+
+        SQLAlchemy's own ``pool_pre_ping`` asks each time: another round trip for every transaction.
+        """
+
+        @event.listens_for(engine, "checkin")
+        def note_use(_connection: Any, record: Any) -> None:
+            record.info["used_at"] = time.monotonic()
+
+        @event.listens_for(engine, "checkout")
+        def ping(connection: Any, record: Any, _fairy: Any) -> None:
+            used_at = record.info.get("used_at")
+            if used_at is None or time.monotonic() - used_at < self.trusted_seconds:
+                return
+            try:
+                alive = engine.dialect.do_ping(connection)
+            except engine.dialect.loaded_dbapi.Error as error:
+                raise exc.DisconnectionError from error  # the pool tries another one
+            if not alive:
+                raise exc.DisconnectionError
 
     def retrying(self, function: Callable[[], T], *, patience_seconds: float) -> T:
         """Repeat ``function``, a whole transaction, while the database is away or tells it to try again.
@@ -303,29 +326,6 @@ def _sqlite_engine(url: Any, max_overflow: int) -> Engine:
         (_begin_immediate if immediate else _begin).run(connection, {})
 
     return engine
-
-
-def _ping_where_idle(engine: Engine) -> None:
-    """Ask a connection that comes from the pool whether it is alive, if it was not used of late.
-
-    SQLAlchemy's own ``pool_pre_ping`` asks each time: another round trip for every transaction.
-    """
-
-    @event.listens_for(engine, "checkin")
-    def note_use(_connection: Any, record: Any) -> None:
-        record.info["used_at"] = time.monotonic()
-
-    @event.listens_for(engine, "checkout")
-    def ping(connection: Any, record: Any, _fairy: Any) -> None:
-        used_at = record.info.get("used_at")
-        if used_at is None or time.monotonic() - used_at < _TRUSTED_SECONDS:
-            return
-        try:
-            alive = engine.dialect.do_ping(connection)
-        except engine.dialect.loaded_dbapi.Error as error:
-            raise exc.DisconnectionError from error  # the pool tries another one
-        if not alive:
-            raise exc.DisconnectionError
 
 
 def _postgresql_arguments(url: URL, limit_seconds: float) -> dict[str, Any]:

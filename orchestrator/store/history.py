@@ -20,7 +20,7 @@ from orchestrator.core.records import (
 )
 from orchestrator.core.retry import RetryPolicy
 from orchestrator.store.instances import Instance
-from orchestrator.store.prepared import Prepared, PreparedWrites
+from orchestrator.store.prepared import Batch, Prepared, PreparedWrites
 from orchestrator.store.tables import history
 
 
@@ -264,13 +264,18 @@ class Part:
     child_id: str | None
 
 
+_list_parts = Prepared(
+    select(history.c.generation, history.c.seq, history.c.kind, history.c.dispatch, history.c.child_id)
+    .where(*_own_run, history.c.dispatched_at.is_not(None))
+    .order_by(history.c.seq)
+)
+
+
 def list_parts(connection: Connection, instance_id: str, run: int) -> list[Part]:
     """Return the steps, compensations and children of a run that have been dispatched, by ``seq``."""
-    columns = (history.c.generation, history.c.seq, history.c.kind, history.c.dispatch, history.c.child_id)
-    own = (history.c.instance_id == instance_id, history.c.run == run, history.c.dispatched_at.is_not(None))
-    kinds = history.c.kind.in_((Kind.STEP, Kind.COMPENSATION, Kind.CHILD))
-    rows = connection.execute(select(*columns).where(*own, kinds).order_by(history.c.seq))
-    return [Part(StepKey(instance_id, r[0], run, r[1]), Kind(r[2]), r[3], r[4]) for r in rows]
+    rows = _list_parts.rows(connection, {"own_instance": instance_id, "own_run": run})
+    kinds = (Kind.STEP, Kind.COMPENSATION, Kind.CHILD)
+    return [Part(StepKey(instance_id, r[0], run, r[1]), Kind(r[2]), r[3], r[4]) for r in rows if r[2] in kinds]
 
 
 def list_rows(
@@ -343,15 +348,18 @@ def find_undoing(connection: Connection, key: StepKey) -> HistoryRow | None:
 _insert_row = PreparedWrites(lambda columns: insert(history).values({name: bindparam(name) for name in columns}))
 
 
-def insert_rows(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert records; what of ``FRESH`` they do not say holds for them."""
+def insert_rows(connection: Connection, rows: Sequence[Mapping[str, Any]], batch: Batch | None = None) -> None:
+    """Insert records, an only one with the batch, if given; what of ``FRESH`` they do not say holds for them."""
     if not rows:
         return
     every = [{**FRESH, **row} for row in rows]
     # what is null in all of them is left out: the columns are many, and most of them are
     used = tuple(name for name in every[0] if any(row[name] is not None for row in every))
     if len(every) == 1:
-        _insert_row.of(used).run(connection, every[0])
+        own = Batch(connection) if batch is None else batch
+        own.add(_insert_row.of(used), every[0])
+        if batch is None:
+            own.run()
     else:
         connection.execute(insert(history), [{name: row[name] for name in used} for row in every])
 
@@ -370,11 +378,11 @@ _change_row = PreparedWrites(
 )
 
 
-def change_row(connection: Connection, row: HistoryRow, values: Mapping[str, Any]) -> bool:
-    """Write ``values``, if the record still is in the state, attempt and dispatch in which ``row`` was read."""
+def change_row(batch: Batch, row: HistoryRow, values: Mapping[str, Any]) -> None:
+    """Write ``values``; the record has to be in the state, attempt and dispatch in which ``row`` was read."""
     was = {"was_state": row.state, "was_attempt": row.attempt, "was_dispatch": row.dispatch}
     new = {f"new_{name}": value for name, value in values.items()}
-    return _change_row.of(tuple(sorted(values))).run(connection, {**own(row.key), **was, **new}) == 1
+    batch.add(_change_row.of(tuple(sorted(values))), {**own(row.key), **was, **new}, expects=1)
 
 
 def note_on_row(connection: Connection, row: HistoryRow, values: Mapping[str, Any]) -> None:

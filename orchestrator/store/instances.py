@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, bindparam, delete, exc, insert, literal, or_, select, update
 
 from orchestrator.core.records import Payload
-from orchestrator.store.prepared import Prepared, PreparedWrites
+from orchestrator.store.prepared import Batch, Prepared, PreparedWrites
 from orchestrator.store.tables import attribute, finish, instance, run
 
 
@@ -124,6 +124,9 @@ def _instance(row: Any) -> Instance:
     return Instance(*values)
 
 
+_insert_instance = PreparedWrites(lambda columns: insert(instance).values({name: bindparam(name) for name in columns}))
+
+
 def insert_instance(
     connection: Connection,
     *,
@@ -171,7 +174,7 @@ def insert_instance(
     }
     try:
         with connection.begin_nested():
-            connection.execute(insert(instance), fresh)
+            _insert_instance.of(tuple(fresh)).run(connection, fresh)
     except exc.IntegrityError:
         return False
     return True
@@ -222,10 +225,17 @@ _update_instance = PreparedWrites(
 
 
 def update_instance(connection: Connection, locked: Instance, values: Mapping[str, Any]) -> None:
-    """Write ``values`` to a locked instance; its version tells others that it changed."""
+    """Write ``values`` to a locked instance."""
+    batch = Batch(connection)
+    change_instance(batch, locked, values)
+    batch.run()
+
+
+def change_instance(batch: Batch, locked: Instance, values: Mapping[str, Any]) -> None:
+    """Add to a batch what writes ``values`` to a locked instance; its version tells others that it changed."""
     changed = {**values, "version": locked.version + 1}
     new = {f"new_{name}": value for name, value in changed.items()}
-    _update_instance.of(tuple(sorted(changed))).run(connection, {"own_id": locked.id, **new})
+    batch.add(_update_instance.of(tuple(sorted(changed))), {"own_id": locked.id, **new})
 
 
 def set_attributes(connection: Connection, instance_id: str, attributes: Mapping[str, Any]) -> None:
@@ -406,10 +416,19 @@ def list_runs(connection: Connection, instance_id: str) -> list[tuple[int, Paylo
 # --- what an ending still owes ------------------------------------------------------------------------------------
 
 
+_forget_finish = Prepared(delete(finish).where(finish.c.instance_id == bindparam("own_id")))
+_insert_finish = Prepared(insert(finish).values({column.name: bindparam(column.name) for column in finish.c}))
+_own = (finish.c.instance_id == bindparam("own_id"), finish.c.generation == bindparam("own_generation"))
+_find_told = Prepared(select(finish.c.told).where(*_own))
+_delete_finish = Prepared(delete(finish).where(*_own))
+
+
 def insert_finish(connection: Connection, instance_id: str, generation: str, due_at: datetime) -> None:
     values = {"instance_id": instance_id, "generation": generation, "attempts": 0, "told": 0, "due_at": due_at}
-    connection.execute(delete(finish).where(finish.c.instance_id == instance_id))
-    connection.execute(insert(finish), values)
+    batch = Batch(connection)
+    batch.add(_forget_finish, {"own_id": instance_id})
+    batch.add(_insert_finish, values)
+    batch.run()
 
 
 def list_due_finishes(connection: Connection, now: datetime, limit: int) -> list[tuple[str, str, int, datetime]]:
@@ -420,8 +439,8 @@ def list_due_finishes(connection: Connection, now: datetime, limit: int) -> list
 
 def find_told(connection: Connection, instance_id: str, generation: str) -> int | None:
     """Return how much of an ending has been told, ``None`` when nothing is owed any more."""
-    statement = select(finish.c.told).where(*_own_finish(instance_id, generation))
-    return connection.execute(statement).scalar()
+    found = _find_told.first(connection, {"own_id": instance_id, "own_generation": generation})
+    return None if found is None else int(found[0])
 
 
 def note_told(connection: Connection, instance_id: str, generation: str, told: int) -> None:
@@ -437,7 +456,7 @@ def postpone_finish(connection: Connection, instance_id: str, generation: str, s
 
 
 def delete_finish(connection: Connection, instance_id: str, generation: str) -> None:
-    connection.execute(delete(finish).where(*_own_finish(instance_id, generation)))
+    _delete_finish.run(connection, {"own_id": instance_id, "own_generation": generation})
 
 
 def _own_finish(instance_id: str, generation: str) -> tuple[Any, ...]:

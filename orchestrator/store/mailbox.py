@@ -12,10 +12,11 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, exc, exists, func, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, exc, exists, func, insert, select, update
 
 from orchestrator.core.records import Kind, MessageTaken, Payload, State
 from orchestrator.store.instances import Instance
+from orchestrator.store.prepared import Prepared
 from orchestrator.store.tables import history, instance, message, subscription
 
 #: Between two tries to deliver mail to an instance that does not exist.
@@ -168,10 +169,10 @@ def list_untaken(connection: Connection, receiver: Instance) -> list[Mail]:
     return [_mail(row) for row in connection.execute(statement.order_by(message.c.id))]
 
 
-def load_taken(connection: Connection, instance_id: str, run: int) -> list[Mail]:
-    """Return the messages that a run has taken notice of, in that order."""
+def load_taken(connection: Connection, instance_id: str, run: int, after_order: int = 0) -> list[Mail]:
+    """Return the messages that a run has taken notice of since ``after_order``, in that order."""
     statement = select(*_COLUMNS).where(
-        message.c.instance_id == instance_id, message.c.run == run, message.c.taken_order.is_not(None)
+        message.c.instance_id == instance_id, message.c.run == run, message.c.taken_order > after_order
     )
     return [_mail(row) for row in connection.execute(statement.order_by(message.c.taken_order))]
 
@@ -299,11 +300,19 @@ def win_shared(connection: Connection, channel: str, winner: Instance, now: date
             return True
 
 
+def _won(instance_id: Any) -> Any:
+    is_shared = message.c.address.like("c:%")
+    return and_(message.c.instance_id == instance_id, is_shared, message.c.received_seq.is_(None))
+
+
+_find_won = Prepared(select(message.c.channel).where(_won(bindparam("own_id"))).distinct())
+
+
 def give_back_shared(connection: Connection, instance_id: str) -> list[str]:
     """Give what an instance won and never received back to those who compete for it; return the channels."""
-    won = and_(message.c.instance_id == instance_id, message.c.address.like("c:%"), message.c.received_seq.is_(None))
-    channels = [row[0] for row in connection.execute(select(message.c.channel).where(won).distinct())]
+    channels = [row[0] for row in _find_won.rows(connection, {"own_id": instance_id})]
     if channels:
+        won = _won(instance_id)
         nobody = {"instance_id": None, "generation": None, "run": None, "taken_order": None, "taken_at": None}
         connection.execute(update(message).where(won).values(**nobody, due_at=None))
     return channels
@@ -331,6 +340,9 @@ def unsubscribe(connection: Connection, instance_id: str, channel: str) -> None:
     connection.execute(delete(subscription).where(*own))
 
 
+_delete_subscriptions = Prepared(delete(subscription).where(subscription.c.instance_id == bindparam("own_id")))
+
+
 def delete_subscriptions(connection: Connection, instance_id: str) -> None:
     """Let an instance that has ended receive nothing more."""
-    connection.execute(delete(subscription).where(subscription.c.instance_id == instance_id))
+    _delete_subscriptions.run(connection, {"own_id": instance_id})

@@ -45,6 +45,18 @@ def as_history(instance: Instance, rows: Iterable[HistoryRow], messages: Iterabl
     )
 
 
+def as_news(
+    instance: Instance, rows: Iterable[HistoryRow], messages: Iterable[MessageTaken], after_order: int
+) -> tuple[list[Record], list[Event]]:
+    """Return what a pass that knows all until ``after_order`` is told: ``rows`` as they are, and what came in since."""
+    records: list[Record] = []
+    inbox: list[Event] = [*messages, *_requests(instance)]
+    for row in rows:
+        records.append(_record(row))
+        inbox += _events(row)
+    return records, sorted((event for event in inbox if event.order > after_order), key=lambda event: event.order)
+
+
 def _requests(instance: Instance) -> list[Event]:
     """Return what came in for the instance as a whole."""
     events: list[Event] = []

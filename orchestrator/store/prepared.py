@@ -8,7 +8,8 @@ way there.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Dialect
@@ -34,7 +35,8 @@ class Prepared:
         if _is_listened_to(connection):
             return list(connection.execute(self.statement, dict(parameters)))
         compiled = self._for(connection)
-        cursor = compiled.execute(connection, parameters)
+        with _at_once(connection):  # with the BEGIN before it
+            cursor = compiled.execute(connection, parameters)
         try:
             return compiled.fetch(cursor)
         finally:
@@ -60,6 +62,30 @@ class Prepared:
         if compiled is None:
             compiled = self._compiled[connection.dialect] = _Compiled(self.statement, connection.dialect)
         return compiled
+
+
+class Batch:
+    """Writes of one transaction, none of which needs the answer to another: sent together where the driver can."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._writes: list[tuple[Prepared, Mapping[str, Any], int | None]] = []
+
+    def add(self, prepared: Prepared, parameters: Mapping[str, Any], expects: int | None = None) -> None:
+        """Add a statement, and how many rows it has to meet."""
+        self._writes.append((prepared, parameters, expects))
+
+    def run(self) -> bool:
+        """Execute all; ``False`` where one of them met other than what it was to meet: then roll back."""
+        connection, writes = self._connection, self._writes
+        if _is_listened_to(connection) or not _has_pipeline(connection):
+            return all(expects in (None, prepared.run(connection, given)) for prepared, given, expects in writes)
+        with _at_once(connection):
+            cursors = [prepared._for(connection).execute(connection, given) for prepared, given, _ in writes]
+        met = [int(cursor.rowcount) for cursor in cursors]
+        for cursor in cursors:
+            cursor.close()
+        return all(expects in (None, count) for count, (_, _, expects) in zip(met, writes, strict=True))
 
 
 class PreparedWrites:
@@ -120,6 +146,27 @@ class _Compiled:
             for row in rows:
                 row[index] = processor(row[index])
         return rows
+
+
+def _has_pipeline(connection: Connection) -> bool:
+    return connection.dialect.driver == "psycopg"
+
+
+@contextmanager
+def _at_once(connection: Connection) -> Iterator[None]:
+    """Send what the block executes without waiting for answers in between (libpq's pipeline mode), if the driver can.
+
+    An answer is there at its end.
+    """
+    if not _has_pipeline(connection):
+        yield
+        return
+    driven: Any = connection.connection.dbapi_connection
+    try:
+        with driven.pipeline():
+            yield
+    except connection.dialect.loaded_dbapi.Error as error:
+        connection._handle_dbapi_exception(error, None, None, None, None)
 
 
 def _source(bind: BindParameter[Any]) -> tuple[str | None, Any]:

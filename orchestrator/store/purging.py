@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, delete, exc, exists, func, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, exc, exists, func, insert, or_, select
 
 from orchestrator.core.records import State
 from orchestrator.store.instances import Status
+from orchestrator.store.prepared import Prepared
 from orchestrator.store.tables import attribute, finish, history, instance, message, purged, run, subscription
 
 #: What belongs to an instance, by its ``instance_id``.
@@ -100,10 +101,12 @@ def _leave_ids(connection: Connection, instance_ids: Sequence[str], now: datetim
         connection.execute(insert(purged), rows)
 
 
+_find_purged = Prepared(select(purged.c.instance_id).where(purged.c.instance_id == bindparam("own_id")))
+
+
 def is_purged(connection: Connection, instance_id: str) -> bool:
     """Tell whether an instance of that id was purged, and none was started since."""
-    statement = select(purged.c.instance_id).where(purged.c.instance_id == instance_id)
-    return connection.execute(statement).first() is not None
+    return _find_purged.first(connection, {"own_id": instance_id}) is not None
 
 
 def forget_purged(connection: Connection, instance_id: str) -> None:

@@ -55,6 +55,7 @@ from orchestrator.core.records import (
 from orchestrator.core.replay import decide
 
 from .host import FakeHost, failure
+from .twin import Twin
 
 STARTED_AT = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
@@ -143,6 +144,7 @@ class Shell:
     is_undone_later: bool = False
     parks: bool = False
     ended_run: Callable[[], None] = lambda: None
+    twin: Twin | None = None
     random: Random = field(default_factory=Random)
     # the present run
     number: int = 1
@@ -178,6 +180,8 @@ class Shell:
         for _ in range(most_events):
             if self.is_over:
                 self.ended_run()
+                if self.twin is not None:
+                    self.twin.let_go()
                 return self.decisions[-1]
             self.step()
         raise AssertionError("the instance never ended")
@@ -447,6 +451,8 @@ class Shell:
         lines = len(self.host.log.lines)
         decision = self._decide()
         del self.host.log.lines[lines:]
+        if self.twin is not None:
+            self.twin.check_quiet(self.args, self.history(), decision)
         assert not decision.records
         assert not decision.withdrawals
         assert isinstance(decision.ending, Waiting)
@@ -468,6 +474,8 @@ class Shell:
     def advance(self) -> None:
         """Run a pass and write what it decides."""
         decision = self._decide()
+        if self.twin is not None:
+            self.twin.check_pass(self.args, self.history(), decision, self.host.log.lines)
         self.decisions.append(decision)
         first, events = len(self.rows), []
         for new in decision.records:

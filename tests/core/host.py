@@ -92,6 +92,13 @@ class FakeHost:
     def read_members(self, step: object) -> Sequence[object] | None:
         return step.members if isinstance(step, Group) else None
 
+    def identify(self, step: object) -> tuple[str, bool] | None:
+        if not isinstance(step, Signature | Task):
+            return None
+        name = step.name if isinstance(step, Task) else step.task
+        task = self.tasks.get(name)
+        return name, task is not None and task.is_workflow
+
     def read_call(self, step: object, item: tuple[Any, ...] = ()) -> Call:
         signature = self._signature(step)
         task = self.tasks.get(signature.task) or Task(signature.task)

@@ -22,6 +22,7 @@ from orchestrator.core.records import Command, Compensation, Delivery, Kind, Reg
 
 from .driver import INSTANCE, STARTED_AT, SUCCEEDS, Attempt, Fate, Request, Row, Shell
 from .host import FakeHost, Group
+from .twin import Twin
 
 Passes = Literal["result", "nothing", "step"]
 
@@ -251,11 +252,13 @@ class Trace:
     seen: list[int] = field(default_factory=list)  # the order at which the program looked at something
     lines: list[str] = field(default_factory=list)
     returned_at: int | None = None
+    drawn: list[object] = field(default_factory=list)
 
     def clear(self) -> None:
         self.waits.clear()
         self.seen.clear()
         self.lines.clear()
+        self.drawn.clear()
         self.returned_at = None
 
 
@@ -348,10 +351,12 @@ class Interpreter:
         match statement:
             case Run(call):
                 with self.waiting():
+                    self.be_refused(call)
                     value = ctx.run(host.step(call), **self.settings(call))
                 self.keep(value)
             case RunGroup(calls):
                 with self.waiting():
+                    self.be_refused(*calls)
                     value = ctx.run(Group(tuple(host.step(call) for call in calls)), timeout=60)
                 self.keep(value)
             case Start(call):
@@ -362,6 +367,7 @@ class Interpreter:
             case Gather(indexes, calls, collects):
                 steps = [*self.chosen(indexes), *(host.step(call) for call in calls)]
                 with self.waiting():
+                    self.be_refused(*calls)
                     values = ctx.gather(*steps, return_exceptions=collects)
                 for value in values:
                     self.keep(value)
@@ -426,6 +432,13 @@ class Interpreter:
         finally:
             if waited is not None:
                 self.end_wait(waited)
+
+    def be_refused(self, *calls: Call) -> None:
+        """Call now and then what is about to be called, the last of it with an argument that is refused, and go on."""
+        if calls and calls[-1].label % 5 == 0 and isinstance(self.ctx, Context):
+            *good, bad = (self.host.step(call) for call in calls)
+            with contextlib.suppress(errors.PayloadTooLarge):
+                self.ctx.gather(*good, replace(bad, args=("x" * 20_000,)))
 
     def use(self, what: str, handle: Any) -> None:
         kind = kind_of(handle)
@@ -533,8 +546,11 @@ class Interpreter:
                 self.keep(self.ctx.local(seven))
             case "draw":
                 assert 0 <= self.ctx.random() < 1
-                self.ctx.now()
-                self.ctx.uuid4()
+                self.trace.drawn += [self.ctx.random(), self.ctx.now(), self.ctx.uuid4()]
+                if isinstance(self.ctx, Context):
+                    self.trace.drawn.append(self.ctx.uuid4("key"))
+                    self.ctx.set_attributes(drawn=len(self.trace.drawn))
+                    self.ctx.set_progress(f"{len(self.values)} values")
             case "patched":
                 self.keep(self.ctx.patched("change"))
             case _:
@@ -630,17 +646,24 @@ def _list_calls(block: Block, host: ProgramHost) -> None:
 def shell_of(program: Program, seed: int) -> tuple[Shell, ProgramHost, list[Trace]]:
     """Return a shell that will run a program, with its host, and a list that will hold the trace of each run."""
     host, trace, traces = ProgramHost(program.block), Trace(), list[Trace]()
+    # the same once more, for a live pass that is to do just what the passes of the shell do
+    live_host, live_trace = ProgramHost(program.block), Trace()
 
-    def workflow(ctx: Any, left: int = program.recurs) -> list[Any]:
-        trace.clear()
-        return Interpreter(ctx, host, trace, left).run(program.block)
+    def function_of(own_host: ProgramHost, own_trace: Trace) -> Callable[..., list[Any]]:
+        def workflow(ctx: Any, left: int = program.recurs) -> list[Any]:
+            own_trace.clear()
+            return Interpreter(ctx, own_host, own_trace, left).run(program.block)
+
+        return workflow
 
     def keep_trace() -> None:
-        kept = Trace([*trace.waits], [*trace.seen], [*trace.lines], trace.returned_at)
+        kept = Trace([*trace.waits], [*trace.seen], [*trace.lines], trace.returned_at, [*trace.drawn])
         traces.append(kept)
+        assert live_trace == trace, "a live pass went another way"
+        assert live_host.log.lines == host.log.lines
 
     shell = Shell(
-        workflow,
+        function_of(host, trace),
         host,
         host.fate_of,
         seed,
@@ -649,6 +672,7 @@ def shell_of(program: Program, seed: int) -> tuple[Shell, ProgramHost, list[Trac
         is_undone_later=program.is_undone_later,
         parks=program.parks,
         ended_run=keep_trace,
+        twin=Twin(function_of(live_host, live_trace), live_host, Random(seed)),
     )
     return shell, host, traces
 

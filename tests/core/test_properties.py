@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.core.asking import REFUSED
 from orchestrator.core.records import Completed, Failed, Kind, Outcome, Recurred, State, Undone
 
 from .checks import check_program, check_seed
@@ -57,6 +58,7 @@ def test_the_fixed_programs_come_by_everything() -> None:
     assert any(entry.state is State.BLOCKED for decision in decisions for entry in decision.withdrawals)
     assert any(decision.receipts for decision in decisions)
     assert any(new.message_order is not None for decision in decisions for new in decision.records)
+    assert any(record.name == REFUSED for record in records)
     assert any(decision.cancels for decision in decisions)
     assert any(isinstance(d.ending, Failed) and d.ending.is_cancelled for d in decisions)
     assert any(shell.is_past_pivot for shell in shells)

@@ -37,6 +37,9 @@ PASS = ("count-pass:before-commit", "count-pass:after-commit", "advance:before-c
 END = ("settle:before-commit", "settle:after-commit", "finished:before-commit", "finished:after-commit")
 
 
+#: Others of a batch die around an instance: it is lost more often than it would be by itself.
+PATIENT = {"max_lost": 100, "max_pass_attempts": 100, "publish_grace": 1.0, "heartbeat_limit": 1.0}
+
 #: So many seconds after an instance has ended, what follows its end has come to the last point.
 AFTER_THE_END = 10.0
 
@@ -59,6 +62,18 @@ class Point:
         return [self.instance, f"{self.instance}-again", f"{self.instance}-at-last"]
 
 
+#: What a step comes by that its process was handed: no message, and its claim is the commit before.
+HANDED = tuple(name for name in STEP if not name.startswith(("claim", "publish")))
+
+
+def _handed_points() -> list[Point]:
+    begin = [Point("completes", name, None) for name in PASS]
+    forward = [Point("completes", name, seq) for name, seq in product(HANDED, (0, 1))]
+    end = [Point("completes", name, None if name.startswith("finished") else 2) for name in END]
+    failing = [Point("undoes", name, 3) for name in ("settle:before-commit", "settle:after-commit", "message:done")]
+    return begin + forward + end + failing + [Point("undoes", name, seq) for name, seq in product(HANDED, (4, 5, 6))]
+
+
 def _points(who: str) -> list[Point]:
     of_step = STEP + (IN_PARENT if who == "worker" else ())
     of_start = (*PASS, "publish:before", "publish:after")
@@ -77,6 +92,7 @@ class Batch:
     who: str
     acks_late: bool
     quarters: tuple[int, ...]  # of the points
+    hands_off: bool = False
 
     @property
     def at_once(self) -> int:
@@ -85,21 +101,25 @@ class Batch:
 
     @property
     def name(self) -> str:
-        return f"{self.who}-{'acks-late' if self.acks_late else 'acks-early'}"
+        return f"{self.who}-{'acks-late' if self.acks_late else 'acks-early'}{'-handed' if self.hands_off else ''}"
 
     def points(self) -> list[Point]:
-        return [point for index, point in enumerate(_points(self.who)) if index % 4 in self.quarters]
+        points = _handed_points() if self.hands_off else _points(self.who)
+        return [point for index, point in enumerate(points) if index % 4 in self.quarters]
 
 
 # By default each point is hit in a pool process, with early or with late acks, and every other one in a whole worker,
 # which takes seconds to begin again; the storm does the rest.
 CHILD_EARLY, CHILD_LATE = Batch("child", False, (0, 2)), Batch("child", True, (1, 3))
 WORKER_EARLY, WORKER_LATE = Batch("worker", False, (0,)), Batch("worker", True, (2,))
+CHILD_HANDED, WORKER_HANDED = Batch("child", False, (0, 2), hands_off=True), Batch("worker", True, (1,), hands_off=True)
 OTHERS = [
     Batch("child", False, (1, 3)),
     Batch("child", True, (0, 2)),
     Batch("worker", False, (1, 2, 3)),
     Batch("worker", True, (0, 1, 3)),
+    Batch("child", True, (1, 3), hands_off=True),
+    Batch("worker", False, (0, 2, 3), hands_off=True),
 ]
 
 
@@ -113,8 +133,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             folder,
             f"sqlite:///{folder}/store.db",
             broker,
-            # others of the batch die around it: it is lost more often than it would be by itself
-            settings={"max_lost": 100, "max_pass_attempts": 100, "publish_grace": 1.0, "heartbeat_limit": 1.0},
+            settings={**PATIENT, "hand_off": batch.hands_off},
             celery={"task_acks_late": batch.acks_late},
         )
         try:
@@ -243,6 +262,22 @@ class TestWorkerDiesWithLateAcks:
         check(cluster, self.batch, point)
 
 
+class TestPoolProcessDiesThatHandsOff:
+    batch = CHILD_HANDED
+
+    @every_point(batch)
+    def test_every_effect_is_done_or_undone(self, cluster: Cluster, point: Point) -> None:
+        check(cluster, self.batch, point)
+
+
+class TestWorkerDiesThatHandsOff:
+    batch = WORKER_HANDED
+
+    @every_point(batch)
+    def test_every_effect_is_done_or_undone(self, cluster: Cluster, point: Point) -> None:
+        check(cluster, self.batch, point)
+
+
 @pytest.mark.storm
 class TestPoolProcessDiesAtTheOtherPointsWithEarlyAcks:
     batch = OTHERS[0]
@@ -273,6 +308,24 @@ class TestWorkerDiesAtTheOtherPointsWithEarlyAcks:
 @pytest.mark.storm
 class TestWorkerDiesAtTheOtherPointsWithLateAcks:
     batch = OTHERS[3]
+
+    @every_point(batch)
+    def test_every_effect_is_done_or_undone(self, cluster: Cluster, point: Point) -> None:
+        check(cluster, self.batch, point)
+
+
+@pytest.mark.storm
+class TestPoolProcessDiesAtTheOtherPointsThatHandsOff:
+    batch = OTHERS[4]
+
+    @every_point(batch)
+    def test_every_effect_is_done_or_undone(self, cluster: Cluster, point: Point) -> None:
+        check(cluster, self.batch, point)
+
+
+@pytest.mark.storm
+class TestWorkerDiesAtTheOtherPointsThatHandsOff:
+    batch = OTHERS[5]
 
     @every_point(batch)
     def test_every_effect_is_done_or_undone(self, cluster: Cluster, point: Point) -> None:

@@ -328,7 +328,7 @@ def test_a_start_message_that_meets_a_purge_under_way_does_not_begin_the_instanc
     started = world(one=one)
     store = started.store
     add_ended(store, "order-1")
-    starter = Starter(started.coordinator, None, None)  # type: ignore[arg-type]
+    starter = Starter(started.coordinator, None, None, None)  # type: ignore[arg-type]
     came_to: list[object] = []
 
     def start() -> None:
@@ -356,7 +356,7 @@ def test_a_start_message_that_meets_a_purge_under_way_does_not_begin_the_instanc
 
 def test_a_purge_leaves_the_id_behind_until_it_is_used_again(world: Worlds) -> None:
     started = world(one=one)
-    starter = Starter(started.coordinator, None, None)  # type: ignore[arg-type]
+    starter = Starter(started.coordinator, None, None, None)  # type: ignore[arg-type]
 
     def start(*, may_be_purged: bool) -> bool:
         return starter._insert(REUSED, may_be_purged=may_be_purged)

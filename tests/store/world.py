@@ -16,8 +16,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from orchestrator.core.attempts import AttemptDoubtful, AttemptFailed, AttemptLost, AttemptSucceeded, Ended
+from orchestrator.core.live import LivePass
 from orchestrator.core.records import Decision, Delivery, Kind, PublishMessage
-from orchestrator.core.replay import decide
 from orchestrator.runtime import mail
 from orchestrator.runtime.aftermath import Aftermath
 from orchestrator.runtime.change import Outbox
@@ -35,7 +35,7 @@ from orchestrator.store.engine import Store
 from orchestrator.store.history import HistoryRow, StepKey
 from orchestrator.store.instances import Instance, Status
 from orchestrator.store.mailbox import Mail, NewMail
-from orchestrator.store.past import as_history
+from orchestrator.store.past import as_history, as_news
 from orchestrator.store.workers import Worker
 from tests.core.host import FakeHost, Signature, failure
 
@@ -91,6 +91,7 @@ class Scripted:
         for name in tasks:
             self.host.task(name)
         self.passes: list[str] = []
+        self.went_on = 0  # passes that went on from where the one before stood
         self.declared = WorkflowOptions()
         self.during_pass: Callable[[], object] | None = None
 
@@ -103,15 +104,31 @@ class Scripted:
     def options(self, _workflow: str) -> WorkflowOptions:
         return self.declared
 
-    def decide(self, instance: Instance, rows: list[HistoryRow], mail: list[Mail]) -> Decision:
+    def decide(self, instance: Instance, rows: list[HistoryRow], mail: list[Mail]) -> tuple[Decision, LivePass | None]:
         self.passes.append(instance.id)
         past = as_history(instance, sorted(rows, key=lambda row: row.seq), [each.event for each in mail])
         args = json.loads(instance.input)["args"]
-        decision = decide(self.functions[instance.workflow], tuple(args), {}, past, self.host)
+        live = LivePass(self.functions[instance.workflow], tuple(args), {}, past, self.host)
+        decision = live.decide()
+        self._interrupt()
+        return decision, live
+
+    def go_on(
+        self, live: LivePass, instance: Instance, rows: list[HistoryRow], mail: list[Mail], after_order: int
+    ) -> Decision:
+        records, events = as_news(
+            instance, sorted(rows, key=lambda row: row.seq), [each.event for each in mail], after_order
+        )
+        decision = live.go_on(records, events, passed_order=instance.passed_order)
+        self.passes.append(instance.id)
+        self.went_on += 1
+        self._interrupt()
+        return decision
+
+    def _interrupt(self) -> None:
         interruption, self.during_pass = self.during_pass, None
         if interruption is not None:
             interruption()
-        return decision
 
 
 TASKS = ("reserve", "charge", "ship", "release", "refund", "recall", "work", "undo")

@@ -1,19 +1,34 @@
-"""From what a workflow asks for to commands: signatures are read whole, before any of them is asked for."""
+"""From what a workflow asks for to commands: signatures are read whole, before any of them is asked for.
+
+Only what is new is read.  A replay is compared by kind, name and scope, so of a call that is recorded nothing else is
+looked at: its arguments are neither checked nor encoded.
+"""
 
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from enum import Enum
+from itertools import islice
+from typing import Any, Final, Literal, NamedTuple
 
 from orchestrator import errors
 from orchestrator.core.calls.durations import Seconds, read_seconds
 from orchestrator.core.host import Call
 from orchestrator.core.passes import Pass
-from orchestrator.core.records import Compensation, Role, ScheduleStep, StartChild
+from orchestrator.core.records import Compensation, Kind, Record, Role, ScheduleStep, StartChild
 from orchestrator.core.retry import RetryPolicy
 
-Plan = ScheduleStep | StartChild
+
+class Recorded(Enum):
+    """What stands for a command that an earlier pass has asked for."""
+
+    RECORDED = "recorded"
+
+
+RECORDED: Final = Recorded.RECORDED
+
+Plan = ScheduleStep | StartChild | Recorded
 
 OnParentEnd = Literal["cancel", "leave"]
 
@@ -21,8 +36,7 @@ OnParentEnd = Literal["cancel", "leave"]
 LONGEST_ID = 200
 
 
-@dataclass(frozen=True, slots=True)
-class StepSettings:
+class StepSettings(NamedTuple):
     """What a call says of its steps besides the signature."""
 
     compensate: Any = None
@@ -40,47 +54,121 @@ class StepSettings:
         return Role.OPTIONAL if self.optional else None
 
 
-def plan_steps(current: Pass, step: Any, settings: StepSettings, place: int = 0) -> Plan | list[Plan]:
-    """Read a step, a child or a group of them, which will be the ``place``-th command from here and those after it.
+PLAIN: Final = StepSettings()
 
-    A call that is refused leaves nothing behind.
-    """
-    current.check_live()
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def plan_steps(current: Pass, step: Any, settings: StepSettings) -> Plan | list[Plan]:
+    """Read a step, a child or a group of them.  A call that is refused leaves nothing behind."""
     _check(settings)
     members = current.host.read_members(step)
     if members is None:
-        return plan_step(current, step, settings, place)
+        record = current.find_record()
+        if record is not None and _is_call_of(record, current, current.host.identify(step)):
+            return RECORDED
+        return _read(current, lambda first: [_plan_step(current, step, settings, first)])[0]
     if settings.pivot:
         raise errors.ContextMisused("a pivot is one step, not a group: the point of no return lies in one place")
-    return [plan_step(current, member, settings, place + index) for index, member in enumerate(members)]
+    return _plan_all(current, members, settings)
+
+
+def plan_each(current: Pass, steps: Sequence[Any]) -> list[Plan | list[Plan]]:
+    """Read steps, children and groups of them, all before the first of them is asked for."""
+    groups = [current.host.read_members(step) for step in steps]
+    single = [[step] if members is None else members for step, members in zip(steps, groups, strict=True)]
+    plans = iter(_plan_all(current, [step for members in single for step in members], PLAIN))
+    return [next(plans) if members is None else list(islice(plans, len(members))) for members in groups]
+
+
+def _plan_all(current: Pass, steps: Sequence[Any], settings: StepSettings) -> list[Plan]:
+    identify = current.host.identify
+    # where one of them is not as recorded, a closer look at each tells whether the call is refused, or what it asks for
+    known = current.list_records(len(steps))
+    if not all(_is_call_of(record, current, identify(step)) for record, step in zip(known, steps, strict=False)):
+        known = []
+    new = enumerate(steps[len(known) :], len(known))
+    read = _read(current, lambda first: [_plan_step(current, step, settings, first + place) for place, step in new])
+    return [RECORDED] * len(known) + read
+
+
+def plan_map(
+    current: Pass, step: Any, items: Sequence[Any], settings: StepSettings, concurrency: int | None
+) -> list[Plan]:
+    """Read a step that runs once for each of ``items``, no more than ``concurrency`` of them at a time."""
+    identity = current.host.identify(step)
+    known = current.list_records(len(items))
+    if not all(_is_call_of(record, current, identity) for record in known):
+        known = []
+    width = concurrency if concurrency is not None and concurrency < len(items) else None
+
+    def read(first: int) -> list[Plan]:
+        return [
+            _plan_step(
+                current,
+                step,
+                settings,
+                first + place,
+                item=(items[place],),
+                lane=first if width is not None else None,
+                held=width is not None and place >= width,
+            )
+            for place in range(len(known), len(items))
+        ]
+
+    return [RECORDED] * len(known) + _read(current, read)
+
+
+def _is_call_of(record: Record, current: Pass, identity: tuple[str, bool] | None) -> bool:
+    """Tell whether ``record`` is what a call of such a task asked for."""
+    if identity is None or record.name != identity[0] or record.scope != current.scope.path:
+        return False
+    if record.kind is Kind.CHILD:
+        return True
+    return record.kind is Kind.STEP and not identity[1] and record.name not in current.child_names
+
+
+def _read(current: Pass, read: Callable[[int], list[Plan]]) -> list[Plan]:
+    """Read calls with what will be the number of the first command, and get ready to ask for it."""
+    first = len(current.nodes) + current.follows_refusal
+    try:
+        plans = read(first)
+    except Exception:
+        current.note_refusal()
+        raise
+    if plans:
+        current.mark_refusal()
+    return plans
 
 
 def _check(settings: StepSettings) -> None:
     if settings.pivot and settings.optional:
         raise errors.ContextMisused("a pivot cannot be optional: what follows it rests on its having succeeded")
-    if settings.pivot and settings.on_parent_end == "leave":
-        raise errors.ContextMisused("a pivot is waited for; it cannot be left alone at its parent's end")
-    if settings.on_parent_end not in ("cancel", "leave"):
+    if settings.on_parent_end == "cancel":
+        return
+    if settings.on_parent_end != "leave":
         raise errors.ContextMisused(f"on_parent_end is 'cancel' or 'leave', not {settings.on_parent_end!r}")
+    if settings.pivot:
+        raise errors.ContextMisused("a pivot is waited for; it cannot be left alone at its parent's end")
 
 
-def plan_step(
+def _plan_step(
     current: Pass,
     step: Any,
     settings: StepSettings,
-    place: int = 0,
+    seq: int,
     *,
     item: tuple[Any, ...] = (),
     lane: int | None = None,
     held: bool = False,
 ) -> Plan:
-    """Read one signature; it will be the ``place``-th command from here."""
+    """Read one signature, which will be command ``seq``."""
     call = current.host.read_call(step, item)
     if not settings.foreign:  # a worker without this package tells nobody what it knows
         current.check_known(call.name)
     seconds = read_seconds(settings.timeout, "timeout") if settings.timeout is not None else call.timeout_seconds
     if call.is_workflow or call.name in current.child_names:
-        return _plan_child(current, call, settings, seconds, place, lane, held)
+        return _plan_child(current, call, settings, seconds, seq, lane, held)
     if settings.on_parent_end != "cancel":
         raise errors.ContextMisused(
             f"{call.name} is a task; on_parent_end is for workflows, which outlive their parent"
@@ -108,7 +196,7 @@ def _plan_child(
     call: Call,
     settings: StepSettings,
     seconds: float | None,
-    place: int,
+    seq: int,
     lane: int | None,
     held: bool,
 ) -> StartChild:
@@ -124,7 +212,7 @@ def _plan_child(
         call.name,
         current.scope.path,
         call.arguments,
-        call.child_id or _child_id(current, place),
+        call.child_id or child_id(current, seq),
         call.options,
         plan,
         timeout_seconds=seconds,
@@ -135,10 +223,10 @@ def _plan_child(
     )
 
 
-def _child_id(current: Pass, place: int) -> str:
-    """Return the id of the child that the ``place``-th command from here starts: no other life of the id has it."""
+def child_id(current: Pass, seq: int) -> str:
+    """Return the id of the child that command ``seq`` starts: no other life of the id has it."""
     history = current.history
-    return name_child(f"{history.instance_id}:{history.run}:{len(current.nodes) + place}~{history.generation[:8]}")
+    return name_child(f"{history.instance_id}:{history.run}:{seq}~{history.generation[:8]}")
 
 
 def name_child(name: str) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 from orchestrator import errors
 from orchestrator.core.calls.part import Part
 from orchestrator.core.ending import end_scope, undo_scope
+from orchestrator.core.failing import is_programming_error
 from orchestrator.core.handles import StepHandle
-from orchestrator.core.passes import Pass, is_programming_error
+from orchestrator.core.passes import Pass
 from orchestrator.core.retry import RetryPolicy
 
 
@@ -38,9 +39,7 @@ class SagaCalls(Part):
         """
         self._pass.check_live()
         for scope in self._pass.scope.enclosing():
-            for node in scope.nodes():
-                if node.is_settled and not node.is_in_doubt:
-                    node.is_committed = True
+            scope.commit()
 
     def accept(self, step: StepHandle | errors.StepFailed) -> None:
         """Take on a step in doubt: it is no longer undone when its scope ends well."""

@@ -8,7 +8,17 @@ from typing import Any, Literal
 from orchestrator import errors
 from orchestrator.core.calls.durations import Seconds
 from orchestrator.core.calls.part import Part
-from orchestrator.core.calls.plans import OnParentEnd, Plan, StepSettings, plan_step, plan_steps
+from orchestrator.core.calls.plans import (
+    PLAIN,
+    RECORDED,
+    OnParentEnd,
+    Plan,
+    StepSettings,
+    child_id,
+    plan_each,
+    plan_map,
+    plan_steps,
+)
 from orchestrator.core.ending import drain
 from orchestrator.core.handles import (
     ChildHandle,
@@ -19,7 +29,7 @@ from orchestrator.core.handles import (
     in_place,
     leaves,
 )
-from orchestrator.core.records import StartChild, Wake
+from orchestrator.core.records import Kind, Wake
 from orchestrator.core.retry import RetryPolicy
 from orchestrator.core.saga import Batch, Node
 
@@ -56,18 +66,8 @@ class StepCalls(Part):
         """
         self._pass.check_live()
         self._pass.raise_cancellation()
-        handle = self.start(
-            step,
-            compensate=compensate,
-            retry=retry,
-            timeout=timeout,
-            returns=returns,
-            pivot=pivot,
-            optional=optional,
-            foreign=foreign,
-            on_parent_end=on_parent_end,
-        )
-        return handle.get()
+        settings = StepSettings(compensate, retry, timeout, pivot, optional, foreign, on_parent_end)
+        return self._begin(plan_steps(self._pass, step, settings), settings, returns).get()
 
     def start(
         self,
@@ -83,21 +83,30 @@ class StepCalls(Part):
         on_parent_end: OnParentEnd = "cancel",
     ) -> Any:
         """Schedule a step as ``run`` does, without waiting for it; return its handle."""
+        self._pass.check_live()
         settings = StepSettings(compensate, retry, timeout, pivot, optional, foreign, on_parent_end)
-        return self._begin(plan_steps(self._pass, step, settings), optional=optional, returns=returns)
+        return self._begin(plan_steps(self._pass, step, settings), settings, returns)
 
     def _begin(
-        self, plan: Plan | list[Plan], *, optional: bool = False, returns: Any = None
+        self,
+        plan: Plan | list[Plan],
+        settings: StepSettings = PLAIN,
+        returns: Any = None,
     ) -> StepHandle | GroupHandle:
+        current = self._pass
         if isinstance(plan, list):
-            return GroupHandle(self._pass, [self._begin(one, optional=optional, returns=returns) for one in plan])
-        node = self._pass.ask(plan, optional=optional, returns=returns)
-        if not (isinstance(plan, StartChild) and plan.is_detached):  # its scope ends without that one
-            self._pass.scope.batches.append(Batch([node]))
-        if isinstance(plan, StartChild):
-            # of a fork the record tells: the id is made of its origin's
-            return ChildHandle(self._pass, [node], node.record.child_id or plan.child_id)
-        return StepHandle(self._pass, [node])
+            return GroupHandle(current, [self._begin(one, settings, returns) for one in plan])
+        if plan is RECORDED:
+            node = current.replay(optional=settings.optional, is_pivot=settings.pivot, returns=returns)
+        else:
+            node = current.ask(plan, optional=settings.optional, returns=returns)
+        if node.record.kind is not Kind.CHILD:
+            current.scope.batches.append(Batch([node]))
+            return StepHandle(current, [node])
+        if settings.on_parent_end == "cancel":  # the scope ends without one that is left alone
+            current.scope.batches.append(Batch([node]))
+        # of a fork the record tells: the id is made of its origin's
+        return ChildHandle(current, [node], node.record.child_id or child_id(current, node.seq))
 
     def gather(self, *steps: Any, return_exceptions: bool = False) -> list[Any]:
         """Wait for all of ``steps`` (handles, or signatures to start) to settle; return their results in order.
@@ -143,13 +152,9 @@ class StepCalls(Part):
 
     def _handles(self, steps: Iterable[Any]) -> list[Handle]:
         self._pass.check_live()
-        settings = StepSettings()
-        plans: list[Any] = []
-        place = 0
-        for step in steps:
-            plans.append(step if isinstance(step, Handle) else plan_steps(self._pass, step, settings, place))
-            place += _asked_for(plans[-1])
-        return [plan if isinstance(plan, Handle) else self._begin(plan) for plan in plans]
+        every = list(steps)
+        plans = iter(plan_each(self._pass, [step for step in every if not isinstance(step, Handle)]))
+        return [step if isinstance(step, Handle) else self._begin(next(plans)) for step in every]
 
     def map(
         self,
@@ -175,26 +180,14 @@ class StepCalls(Part):
             raise errors.ContextMisused(f"ctx.map knows on_failure='stop' and 'collect', not {on_failure!r}")
         self._pass.check_live()
         self._pass.raise_cancellation()
-        every = list(items)
-        limited = concurrency is not None and concurrency < len(every)
-        first = len(self._pass.nodes)
         settings = StepSettings(compensate, retry, timeout, optional=on_failure == "collect")
-        commands = [
-            plan_step(
-                self._pass,
-                step,
-                settings,
-                index,
-                item=(item,),
-                lane=first if limited else None,
-                held=limited and concurrency is not None and index >= concurrency,
-            )
-            for index, item in enumerate(every)
-        ]
+        plans = plan_map(self._pass, step, list(items), settings, concurrency)
         nodes: list[Node] = []
         self._pass.scope.batches.append(Batch(nodes, concurrency))
-        for command in commands:
-            nodes.append(self._pass.ask(command, returns=returns))
+        for plan in plans:
+            nodes.append(
+                self._pass.replay(returns=returns) if plan is RECORDED else self._pass.ask(plan, returns=returns)
+            )
         stops = on_failure == "stop"
         self._pass.wait_for(nodes, wake=Wake.FAILURE if stops else Wake.COUNT)
         failed = first_failure(nodes)
@@ -206,10 +199,3 @@ class StepCalls(Part):
         if stops and failed is not None:
             self._pass.value_of(failed)
         return [in_place(StepHandle(self._pass, [node])) for node in nodes]
-
-
-def _asked_for(plan: Handle | Plan | list[Plan]) -> int:
-    """Return how many commands a plan is going to ask for."""
-    if isinstance(plan, Handle):
-        return 0
-    return len(plan) if isinstance(plan, list) else 1

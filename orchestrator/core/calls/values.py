@@ -87,7 +87,7 @@ class ValueCalls(Part):
     @property
     def is_replaying(self) -> bool:
         """Whether an earlier pass has been here already."""
-        seen = self._pass.history.seen_order
+        seen = self._pass.seen_order
         return seen is not None and self._pass.order <= seen
 
     # --- what monitors show ---------------------------------------------------------------------------------------

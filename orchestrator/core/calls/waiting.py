@@ -8,11 +8,12 @@ from datetime import datetime
 from typing import Any, Literal, NoReturn
 
 from orchestrator import errors
+from orchestrator.core.asking import Settlement
 from orchestrator.core.calls.durations import Seconds, check_instant, read_seconds
 from orchestrator.core.calls.part import Part
 from orchestrator.core.ending import close, end_scope
 from orchestrator.core.handles import MessageHandle, TimerHandle
-from orchestrator.core.passes import Pass, Settlement
+from orchestrator.core.passes import Pass
 from orchestrator.core.records import (
     Delivery,
     Kind,
@@ -38,6 +39,8 @@ class WaitCalls(Part):
     def __init__(self, current: Pass, function: Callable[..., Any]) -> None:
         super().__init__(current)
         self._function = function
+        self._children: list[Node] = []
+        self._looked_at = 0
 
     # --- time -----------------------------------------------------------------------------------------------------
 
@@ -53,7 +56,7 @@ class WaitCalls(Part):
         self._pass.check_live()
         self._pass.raise_cancellation()
         timer = self._timer(until, what)
-        self._pass.wait_for([timer], own=[timer])
+        self._pass.wait_for_one(timer, is_own=True)
 
     def timer(self, until: Seconds | datetime) -> TimerHandle:
         """Start a timer, for a duration or until an aware datetime; its handle is waited for together with others."""
@@ -73,7 +76,7 @@ class WaitCalls(Part):
         handle = self.message(channel, returns=returns)
         (node,) = handle._nodes
         if seconds is None:
-            self._pass.wait_for([node], own=[node])
+            self._pass.wait_for_one(node, is_own=True)
             return handle._value()
         timer = self._timer(seconds, "timeout")
         self._pass.wait_for([node], alone=[timer], own=[node, timer])
@@ -120,9 +123,11 @@ class WaitCalls(Part):
 
     def _find_receiver(self, instance_id: str) -> Settlement:
         # a child that this very pass asks for, or that nobody has got to starting, is nowhere to be found yet
-        children = [node for node in self._pass.nodes if node.record.kind is Kind.CHILD and not node.is_settled]
+        self._children += [node for node in self._pass.nodes[self._looked_at :] if node.record.kind is Kind.CHILD]
+        self._looked_at = len(self._pass.nodes)
         unbegun = (State.HELD, State.SCHEDULED)
-        is_own = any(c.record.child_id == instance_id and c.record.state in unbegun for c in children)
+        own = [node.record for node in self._children if not node.is_settled]
+        is_own = any(record.child_id == instance_id and record.state in unbegun for record in own)
         delivery = Delivery.DELIVERED if is_own else self._pass.host.find_receiver(instance_id)
         return Outcome.SUCCEEDED, json.dumps(delivery), None
 

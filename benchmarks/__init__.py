@@ -1,0 +1,1 @@
+"""What durability costs, measured side by side with what there is otherwise; `make bench` runs it."""

@@ -1,0 +1,1 @@
+"""What is compared: each knows how to run the workloads that it can run."""

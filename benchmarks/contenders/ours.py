@@ -1,0 +1,100 @@
+"""Our side: the same tasks as steps of workflows, over each kind of store, by doorbell or with hand-off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.app import AppSettings
+from benchmarks.contenders.contender import Run, Unavailable
+from benchmarks.contenders.on_celery import OnCelery
+from benchmarks.filling import fill, run_one, start_sleeper
+from orchestrator import Orchestrator
+from orchestrator.runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from benchmarks.lab import Lab
+
+
+class Ours(OnCelery):
+    """Every instance is started durably, by ``orchestrator.start``."""
+
+    #: How many instances are put into the store when the worker runs.
+    ended = sleeping = 0
+
+    def warm(self) -> None:
+        super().warm()
+        ended, sleeping, self.ended, self.sleeping = self.ended, self.sleeping, 0, 0
+        if ended:
+            fill(self.orchestrators, run_one(self.orchestrators), ended)
+        if sleeping:
+            fill(self.orchestrators, start_sleeper(self.orchestrators), sleeping)
+
+    def settle(self) -> None:
+        if self.worker is None:
+            self.app.control.purge()
+
+    @property
+    def orchestrators(self) -> Orchestrator:
+        assert self.orchestrator is not None
+        return self.orchestrator
+
+    def start(self, workflow: str, *args: Any) -> Any:
+        return self.orchestrators.start(self.task(workflow).s(*args))
+
+    def sequence(self, steps: int) -> Run:
+        return self.run(lambda: self.start("sequence", steps), steps, first=True)
+
+    def crowd(self, instances: int, steps: int) -> Run:
+        def begin() -> None:
+            for _ in range(instances):
+                self.start("sequence", steps)
+
+        return self.run(begin, instances * steps, ends=instances, first=True)
+
+    def fan_out(self, width: int) -> Run:
+        return self.run(lambda: self.start("fan_out", width), width)
+
+    def map(self, items: int, concurrency: int | None) -> Run:
+        return self.run(lambda: self.start("map", items, concurrency), items)
+
+    def undo(self) -> Run:
+        return self.run(lambda: self.start("undone"), 9)
+
+    def local(self, steps: int) -> Run:
+        return self.run(lambda: self.start("local", steps), steps)
+
+    def close(self) -> None:
+        super().close()
+        self.orchestrators.store.dispose()
+
+
+@dataclass(frozen=True, slots=True)
+class OursSpec:
+    """``label`` tells apart contenders that are otherwise alike, each with a store of its own."""
+
+    store: str
+    hand_off: bool = False
+    label: str = ""
+    counts_statements: bool = False
+    has_worker: bool = True
+    ended: int = 0
+    sleeping: int = 0
+
+    @property
+    def name(self) -> str:
+        return "-".join(filter(None, ("ours", self.store, "hand-off" if self.hand_off else "", self.label)))
+
+    def open(self, lab: Lab) -> Ours:
+        if self.hand_off and "hand_off" not in Settings.model_fields:
+            raise Unavailable("this version has no option hand_off")
+        settings = AppSettings(
+            self.name,
+            lab.valkey.url(0),
+            store=lab.new_database(self.store, self.name),
+            hand_off=self.hand_off,
+            counts_statements=self.counts_statements,
+        )
+        contender = Ours(self.name, settings, lab.folder, has_worker=self.has_worker)
+        contender.ended, contender.sleeping = self.ended, self.sleeping
+        return contender
