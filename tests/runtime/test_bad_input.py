@@ -59,7 +59,7 @@ class Shop:
 @pytest.fixture
 def shop(app: Celery, sqlite_url: str) -> Iterator[Shop]:
     orchestrator = Orchestrator(app, store=sqlite_url, max_payload_bytes=1000)
-    reserve = app.task(dataclasses.asdict, name="reserve")
+    reserve = app.task(dataclasses.asdict, name="reserve", shared=False)
     yield Shop(orchestrator, orchestrator.workflow(buy, name="buy"), reserve, sqlite_url)
     orchestrator.store.dispose()
 
