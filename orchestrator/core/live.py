@@ -118,6 +118,7 @@ class LivePass:
         self._pass.ending, self._last = self._waiting, None
         with suppress(BaseException):
             self._switch(None)
+        self._pass.forget()
 
     # --- inside and outside of the greenlet ---------------------------------------------------------------------------
 
@@ -131,6 +132,7 @@ class LivePass:
             self._last = decision
         else:
             self.let_go()  # what has diverged may stand at a wait
+            self._pass.forget()
         return decision
 
     def _switch(self, variables: Variables | None) -> Any:

@@ -117,6 +117,13 @@ class Pass(Asking):
             self.stop(waiting)
         self.park(waiting)
 
+    def forget(self) -> None:
+        """Undo what refers to itself in a pass that has ended: passes are many, and collectors of garbage are late."""
+        for node in self.nodes:
+            node.scope.batches.clear()
+        self.nodes.clear()
+        self.park = None
+
     def go_on(self, changed: Iterable[Record], events: Iterable[Event], seen_order: int | None) -> None:
         """Take in what has come in while the pass stood still, and begin a new decision.
 

@@ -39,7 +39,10 @@ def decide(
     """
     current = Pass(history, host)
     context = Context(current, function)
-    return conclude(current, context, run_function(current, context, function, args, kwargs))
+    try:
+        return conclude(current, context, run_function(current, context, function, args, kwargs))
+    finally:
+        current.forget()
 
 
 def run_function(

@@ -37,7 +37,7 @@ from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.telling import Teller
 from orchestrator.runtime.transactional import open_up, open_when_made
 from orchestrator.runtime.worker import OrchestratorStep
-from orchestrator.runtime.workflow import make_run, workflow_options
+from orchestrator.runtime.workflow import drop_traceback, make_run, workflow_options
 from orchestrator.store import instances
 from orchestrator.store.engine import TRUSTED_SECONDS
 from orchestrator.store.mailbox import NewMail
@@ -348,6 +348,7 @@ class Orchestrator(Parts):
         logging.getLogger("celery.app.trace").addFilter(AboutStarts(self.workflows.knows))
         self.coordinator.owes_telling = self.finisher.owes  # of other processes a worker may know more
         self.hand_off.begin(worker)
+        signals.task_postrun.connect(drop_traceback, weak=False)
         signals.task_postrun.connect(self.hand_off.on_postrun, weak=False)
         signals.worker_shutting_down.connect(self._on_shutting_down, weak=False)
         describe_worker = functools.partial(self._describe_worker, worker)

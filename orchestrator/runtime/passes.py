@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -14,11 +15,12 @@ from sqlalchemy import Connection
 
 from orchestrator import codec
 from orchestrator.core.live import CannotGoOn, LivePass
-from orchestrator.core.records import Broken, Decision, Recurred, State
+from orchestrator.core.records import Broken, Decision, Event, History, Record, Recurred, State, Waiting
 from orchestrator.runtime import decisions, requests, settling
 from orchestrator.runtime.change import Change, Outbox, with_values
 from orchestrator.runtime.logs import about
 from orchestrator.runtime.offering import Offer, take_up
+from orchestrator.runtime.remembered import Remembered
 from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.transactions import Clock, Transactions, utc_now
 from orchestrator.store import history, mailbox, workers
@@ -26,6 +28,7 @@ from orchestrator.store.engine import Store, is_transient
 from orchestrator.store.history import HistoryRow
 from orchestrator.store.instances import Instance, Status
 from orchestrator.store.mailbox import Mail
+from orchestrator.store.past import as_news, make_history
 from orchestrator.store.workers import Worker
 
 if TYPE_CHECKING:
@@ -34,9 +37,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("orchestrator")
 
 T = TypeVar("T")
-
-#: What a pass decided, on which records, and what can go on from there.
-_Decided = tuple[Decision, dict[int, HistoryRow], LivePass | None]
 
 
 class Workflows(Protocol):
@@ -48,12 +48,10 @@ class Workflows(Protocol):
 
     def options(self, workflow: str) -> WorkflowOptions: ...
 
-    def decide(
-        self, instance: Instance, rows: list[HistoryRow], mail: list[Mail]
-    ) -> tuple[Decision, LivePass | None]: ...
+    def decide(self, instance: Instance, history: History) -> tuple[Decision, LivePass | None]: ...
 
     def go_on(
-        self, live: LivePass, instance: Instance, rows: list[HistoryRow], mail: list[Mail], after_order: int
+        self, live: LivePass, instance: Instance, records: Sequence[Record], events: Sequence[Event]
     ) -> Decision: ...
 
 
@@ -88,43 +86,51 @@ class Passes(Transactions):
             return
         change.has_pass = True
         seen = with_values(instance, change.instance)
-        decided = self._go_on(connection, instance, seen, change) or self._replay(connection, instance, seen, change)
-        decision, rows, live = decided
+        known = self.memory.take(instance)
+        rows = self._load_rows(connection, instance, change, 0 if known is None else known.mark)
+        after = 0 if known is None else known.order
+        messages = [each.event for each in _load_mail(connection, seen, after)]
+        records, events = as_news(seen, rows.values(), messages, after)
+        past = make_history(seen, records, events)
+        if known is not None:
+            past = make_history(seen, (*known.records, *records), (*known.inbox, *events))
+        decision, live = self._timed(seen, change, lambda: self._decide(seen, past, known, records, events))
         mail = _load_mail(connection, seen) if isinstance(decision.ending, Recurred) else []
         decisions.apply_decision(self, connection, seen, rows, mail, decision, change)
-        if live is not None and live.is_waiting:
-            self.live.keep(live, instance, rows, decision, change)
+        if isinstance(decision.ending, Waiting):
+            stands = live is not None and live.is_waiting
+            self.memory.keep(seen, past, rows, decision, live if stands else None, change)
 
-    def _go_on(self, connection: Connection, instance: Instance, seen: Instance, change: Change) -> _Decided | None:
-        """Make the pass from where the last one of this process stands; ``None`` where it cannot."""
-        standing = self.live.take(instance)
-        if standing is None:
-            return None
-        known = {row.seq: row for row, _ in change.rows.values() if row.seq >= standing.mark}
-        if len(known) < instance.next_seq - standing.mark:
-            loaded = history.load_rows(connection, instance.id, instance.run, from_seq=standing.mark)
-            known = {row.seq: row for row in loaded}
-        rows = _as_changed(known, change)
-        mail = _load_mail(connection, seen, after_order=standing.order)
-        try:
-            decision = self._timed(
-                seen,
-                change,
-                lambda: self.workflows.go_on(standing.live, seen, list(rows.values()), mail, standing.order),
-            )
-        except CannotGoOn:
-            return None
-        return decision, rows, standing.live
-
-    def _replay(self, connection: Connection, instance: Instance, seen: Instance, change: Change) -> _Decided:
-        """Make the pass by running the workflow function from the top."""
-        loaded = history.load_rows(connection, instance.id, instance.run)
-        rows = _as_changed({row.seq: row for row in loaded}, change)
-        mail = _load_mail(connection, seen)
-        decision, live = self._timed(seen, change, lambda: self.workflows.decide(seen, list(rows.values()), mail))
+    def _decide(
+        self,
+        seen: Instance,
+        past: History,
+        known: Remembered | None,
+        records: Sequence[Record],
+        events: Sequence[Event],
+    ) -> tuple[Decision, LivePass | None]:
+        """Go on from where the last pass of this process stands, else run the function from the top."""
+        if known is not None and known.live is not None:
+            with suppress(CannotGoOn):
+                return self.workflows.go_on(known.live, seen, records, events), known.live
+        decision, live = self.workflows.decide(seen, past)
         if live is not None:
-            self.live.watch(live)
-        return decision, rows, live
+            self.memory.watch(live)
+        return decision, live
+
+    def _load_rows(
+        self, connection: Connection, instance: Instance, change: Change, from_seq: int
+    ) -> dict[int, HistoryRow]:
+        """Return the records of a run from one on, as ``change`` leaves them, by ``seq``."""
+        rows = {row.seq: row for row, _ in change.rows.values() if row.seq >= from_seq}
+        if from_seq == 0:  # those of an operator, too
+            rows = {row.seq: row for row in history.load_rows(connection, instance.id, instance.run)}
+        elif len(rows) < instance.next_seq - from_seq:
+            loaded = history.load_rows(connection, instance.id, instance.run, from_seq=from_seq)
+            rows = {row.seq: row for row in loaded}
+        for row, values in change.rows.values():
+            rows[row.seq] = rows.get(row.seq, row).changed(values)
+        return dict(sorted(rows.items()))
 
     def _timed(self, instance: Instance, change: Change, decide: Callable[[], T]) -> T:
         begun_at = time.monotonic()
@@ -269,13 +275,6 @@ class Passes(Transactions):
     def _next_publication(self, now: datetime, is_foreign: bool) -> datetime | None:
         """Return when a message just published is doubted; that of a foreign step, which nobody claims, never is."""
         return None if is_foreign else now + timedelta(seconds=self.settings.publish_grace)
-
-
-def _as_changed(rows: dict[int, HistoryRow], change: Change) -> dict[int, HistoryRow]:
-    """Return records as ``change`` leaves them."""
-    for row, values in change.rows.values():
-        rows[row.seq] = rows.get(row.seq, row).changed(values)
-    return rows
 
 
 def _load_mail(connection: Connection, instance: Instance, after_order: int = 0) -> list[Mail]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -14,13 +14,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from orchestrator import codec, errors
 from orchestrator.core.host import Host
 from orchestrator.core.live import LivePass
-from orchestrator.core.records import Broken, Decision, Failed
+from orchestrator.core.records import Broken, Decision, Event, Failed, History, Record
 from orchestrator.core.replay import decide
 from orchestrator.runtime.passes import WorkflowOptions
-from orchestrator.store.history import HistoryRow
 from orchestrator.store.instances import Instance
-from orchestrator.store.mailbox import Mail
-from orchestrator.store.past import as_history, as_news
 
 _in_pass: ContextVar[bool] = ContextVar("orchestrator_in_pass", default=False)
 #: Of what instance a pass is made, for lines of its log.
@@ -53,12 +50,11 @@ class RegisteredWorkflows:
         task = self.find(workflow)
         return WorkflowOptions() if task is None else WorkflowOptions(task.parks, task.deadline)
 
-    def decide(self, instance: Instance, rows: list[HistoryRow], mail: list[Mail]) -> tuple[Decision, LivePass | None]:
-        """Make a pass of an instance over what it has recorded; return what can go on from where it ended."""
+    def decide(self, instance: Instance, history: History) -> tuple[Decision, LivePass | None]:
+        """Make a pass of an instance over its history; return what can go on from where it ended, if that is kept."""
         task = self.find(instance.workflow)
         if task is None:
             raise errors.UnknownWorkflow(instance.workflow)
-        history = as_history(instance, sorted(rows, key=lambda row: row.seq), [each.event for each in mail])
         try:
             args, kwargs = codec.decode_arguments(instance.input, codec.annotations_of(task.function), 1, strict=True)
             inspect.signature(task.function).bind(None, *args, **kwargs)
@@ -73,15 +69,11 @@ class RegisteredWorkflows:
         with _inside_pass(instance):
             return live.decide(), live
 
-    def go_on(
-        self, live: LivePass, instance: Instance, rows: list[HistoryRow], mail: list[Mail], after_order: int
-    ) -> Decision:
-        """Make the next pass of an instance from where ``live`` stands.
+    def go_on(self, live: LivePass, instance: Instance, records: Sequence[Record], events: Sequence[Event]) -> Decision:
+        """Make the next pass of an instance from where ``live`` stands, with what it does not know, or not as it is.
 
-        ``rows`` and ``mail`` are what it does not know, or not as it is.  Raises ``CannotGoOn`` where they do not fit.
+        Raises ``CannotGoOn`` where that does not fit.
         """
-        messages = [each.event for each in mail]
-        records, events = as_news(instance, sorted(rows, key=lambda row: row.seq), messages, after_order)
         with _inside_pass(instance):
             return live.go_on(records, events, passed_order=instance.passed_order)
 

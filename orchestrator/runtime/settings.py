@@ -36,7 +36,7 @@ class Settings(BaseModel):
     signals: Literal["auto", "always"] = "auto"
     slow_replay: Seconds = 1.0
     step_results: bool = True
-    live_passes: Annotated[int, Field(ge=0)] = 100
+    live_passes: Annotated[int, Field(ge=0)] = 0
     hand_off: bool = False
     hand_off_limit: Seconds = 5.0
 

@@ -15,8 +15,8 @@ from sqlalchemy import Connection
 from orchestrator.runtime import settling
 from orchestrator.runtime.change import Change, Outbox, Report
 from orchestrator.runtime.instrumentation import Instrumentation
+from orchestrator.runtime.remembered import Memory
 from orchestrator.runtime.settings import Settings
-from orchestrator.runtime.standing import LivePasses
 from orchestrator.runtime.writing import write
 from orchestrator.store import instances
 from orchestrator.store.engine import Conflict, Store
@@ -42,7 +42,7 @@ class Transactions:
         self.settings = settings
         self.clock = clock
         self.observers = observers
-        self.live = LivePasses(settings.live_passes)
+        self.memory = Memory(settings.live_passes)
         #: Tells whether anything follows the end of an instance; else nothing is written down for it.
         self.owes_telling: Callable[[Instance], bool] = lambda _instance: True
 
@@ -79,7 +79,7 @@ class Transactions:
         def once() -> Outbox:
             nonlocal tried
             try:
-                with self.live.using():
+                with self.memory.using():
                     return run()
             except Conflict:
                 tried = None  # rolled back for certain: what looks like it was written by another

@@ -124,9 +124,20 @@ def make_run(function: Callable[..., Any]) -> Callable[..., None]:
         # a time limit of the app's is not the workflow's: raised inside its function it would be a failure of its own
         with softlimit.deferred(in_pool_process=orchestrator.executing.is_child):
             orchestrator.starter.begin(self, args, kwargs)
-        raise Ignore  # its result is told when the instance has ended
+        self.request.ignored = Ignore()  # its result is told when the instance has ended
+        raise self.request.ignored
 
     return run
+
+
+def drop_traceback(task: Any = None, **_kwargs: Any) -> None:
+    """Part what was raised in a start task from where it was raised (Celery's ``task_postrun``).
+
+    The two refer to each other, with all that billiard copies of the code, 130 KB: garbage that is collected late.
+    """
+    ignored = getattr(task.request, "ignored", None)
+    if ignored is not None:
+        ignored.__traceback__ = None
 
 
 def workflow_options(

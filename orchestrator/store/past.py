@@ -25,6 +25,13 @@ from orchestrator.store.instances import Instance
 
 def as_history(instance: Instance, rows: Iterable[HistoryRow], messages: Iterable[MessageTaken] = ()) -> History:
     """Return what ``decide()`` is given: records by ``seq``, and the inbox by ``order``."""
+    return make_history(instance, *as_news(instance, rows, messages))
+
+
+def as_news(
+    instance: Instance, rows: Iterable[HistoryRow], messages: Iterable[MessageTaken], after_order: int = 0
+) -> tuple[list[Record], list[Event]]:
+    """Return ``rows``, which are by ``seq``, as records, and what came in after ``after_order``."""
     records: list[Record] = []
     inbox: list[Event] = [*messages, *_requests(instance)]
     for row in rows:
@@ -32,7 +39,11 @@ def as_history(instance: Instance, rows: Iterable[HistoryRow], messages: Iterabl
             continue
         records.append(_record(row))
         inbox += _events(row)
-    inbox.sort(key=lambda event: event.order)
+    return records, sorted((event for event in inbox if event.order > after_order), key=lambda event: event.order)
+
+
+def make_history(instance: Instance, records: Iterable[Record], inbox: Iterable[Event]) -> History:
+    """Return the history of the present run of an instance."""
     return History(
         instance.id,
         instance.generation,
@@ -43,18 +54,6 @@ def as_history(instance: Instance, rows: Iterable[HistoryRow], messages: Iterabl
         instance.passed_order,
         tuple((until, seed) for until, seed in json.loads(instance.seeds)) if instance.seeds else (),
     )
-
-
-def as_news(
-    instance: Instance, rows: Iterable[HistoryRow], messages: Iterable[MessageTaken], after_order: int
-) -> tuple[list[Record], list[Event]]:
-    """Return what a pass that knows all until ``after_order`` is told: ``rows`` as they are, and what came in since."""
-    records: list[Record] = []
-    inbox: list[Event] = [*messages, *_requests(instance)]
-    for row in rows:
-        records.append(_record(row))
-        inbox += _events(row)
-    return records, sorted((event for event in inbox if event.order > after_order), key=lambda event: event.order)
 
 
 def _requests(instance: Instance) -> list[Event]:

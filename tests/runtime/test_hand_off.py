@@ -18,7 +18,7 @@ from tests.runtime.cluster import Cluster, wait_until
 from tests.runtime.effects import Effect
 from tests.runtime.workflows import act, do, fail, note, take_seconds, undo, wait_for_file
 
-SETTINGS, KEEPS_RESULTS = {"hand_off": True, "hand_off_limit": 1.0}, True
+SETTINGS, KEEPS_RESULTS = {"hand_off": True, "hand_off_limit": 1.0, "live_passes": 100}, True
 
 
 @shared_task(bind=True)

@@ -12,9 +12,6 @@ from orchestrator import Context, CurrentStep, StepFailed, current_step, shared_
 from tests.runtime.cluster import Cluster, wait_until
 from tests.runtime.workflows import note
 
-#: So that every pass is a replay.
-SETTINGS = {"live_passes": 0}
-
 
 @shared_task
 def echo(value: Any) -> Any:

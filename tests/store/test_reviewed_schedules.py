@@ -15,6 +15,7 @@ from orchestrator.core.records import Failed
 from orchestrator.runtime import settling
 from orchestrator.runtime.passes import WorkflowOptions
 from orchestrator.store.instances import Status
+from orchestrator.store.past import as_history
 
 from .world import FAILS, World, step, succeeds
 
@@ -39,7 +40,7 @@ def test_a_store_that_is_away_during_a_pass_is_not_the_workflows_failure(
     orchestrator.start(asks.s(), instance_id="order-1")
     instance = orchestrator.find_instance("order-1")
     assert instance is not None
-    decision, _live = orchestrator.workflows.decide(instance, [], [])
+    decision, _live = orchestrator.workflows.decide(instance, as_history(instance, []))
     assert not isinstance(decision.ending, Failed)
 
     @contextmanager
@@ -49,7 +50,7 @@ def test_a_store_that_is_away_during_a_pass_is_not_the_workflows_failure(
 
     monkeypatch.setattr(orchestrator.store, "read", is_away)
     with pytest.raises(exc.OperationalError):
-        orchestrator.workflows.decide(instance, [], [])
+        orchestrator.workflows.decide(instance, as_history(instance, []))
 
 
 def test_a_task_that_nobody_knows_blocks_though_the_workflow_catches_it(lives: Worlds) -> None:

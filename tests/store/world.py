@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from orchestrator.core.attempts import AttemptDoubtful, AttemptFailed, AttemptLost, AttemptSucceeded, Ended
 from orchestrator.core.live import LivePass
-from orchestrator.core.records import Decision, Delivery, Kind, PublishMessage
+from orchestrator.core.records import Decision, Delivery, Event, History, Kind, PublishMessage, Record
 from orchestrator.runtime import mail
 from orchestrator.runtime.aftermath import Aftermath
 from orchestrator.runtime.change import Outbox
@@ -34,8 +34,7 @@ from orchestrator.store.claiming import Claimant
 from orchestrator.store.engine import Store
 from orchestrator.store.history import HistoryRow, StepKey
 from orchestrator.store.instances import Instance, Status
-from orchestrator.store.mailbox import Mail, NewMail
-from orchestrator.store.past import as_history, as_news
+from orchestrator.store.mailbox import NewMail
 from orchestrator.store.workers import Worker
 from tests.core.host import FakeHost, Signature, failure
 
@@ -104,21 +103,15 @@ class Scripted:
     def options(self, _workflow: str) -> WorkflowOptions:
         return self.declared
 
-    def decide(self, instance: Instance, rows: list[HistoryRow], mail: list[Mail]) -> tuple[Decision, LivePass | None]:
+    def decide(self, instance: Instance, history: History) -> tuple[Decision, LivePass | None]:
         self.passes.append(instance.id)
-        past = as_history(instance, sorted(rows, key=lambda row: row.seq), [each.event for each in mail])
         args = json.loads(instance.input)["args"]
-        live = LivePass(self.functions[instance.workflow], tuple(args), {}, past, self.host)
+        live = LivePass(self.functions[instance.workflow], tuple(args), {}, history, self.host)
         decision = live.decide()
         self._interrupt()
         return decision, live
 
-    def go_on(
-        self, live: LivePass, instance: Instance, rows: list[HistoryRow], mail: list[Mail], after_order: int
-    ) -> Decision:
-        records, events = as_news(
-            instance, sorted(rows, key=lambda row: row.seq), [each.event for each in mail], after_order
-        )
+    def go_on(self, live: LivePass, instance: Instance, records: Sequence[Record], events: Sequence[Event]) -> Decision:
         decision = live.go_on(records, events, passed_order=instance.passed_order)
         self.passes.append(instance.id)
         self.went_on += 1
@@ -163,7 +156,7 @@ class World:
     def __init__(self, store: Store, **functions: Callable[..., Any]) -> None:
         self.store = store
         self.clock = Clock()
-        self.settings = Settings(store_patience=PATIENCE_SECONDS)
+        self.settings = Settings(store_patience=PATIENCE_SECONDS, live_passes=100)
         self.workflows = Scripted(functions, TASKS, store)
         self.incarnation = self.hire("worker-1", functions)
         self.generation = secrets.token_hex(8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import uuid
 from collections.abc import Callable
@@ -27,8 +28,12 @@ class ValueCalls(Part):
         self._keyed: dict[str, uuid.UUID] = {}
         self._attributes: dict[str, Any] = {}
         self._progress: str | None = None
-        # nor does it speak in a suspended pass, whose ``finally`` blocks run again every time
-        self.logger = current.host.logger(lambda: self.is_replaying or current.ending is not None)
+
+    @functools.cached_property
+    def logger(self) -> Any:
+        """A logger that is silent while history is replayed."""
+        # and in a suspended pass, whose ``finally`` blocks run again every time
+        return self._pass.host.logger(lambda: self.is_replaying or self._pass.ending is not None)
 
     @property
     def instance_id(self) -> str:

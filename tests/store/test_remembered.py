@@ -1,4 +1,4 @@
-"""Passes that go on from where the one before stood: what a process keeps, and when it lets go."""
+"""What a process remembers between passes: what is new is all that it reads, and a function goes on where it stands."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_as_many_are_kept_as_the_setting_says_and_the_oldest_is_let_go(world: Wo
             ended.append(name)
 
     started = world(buy=workflow)
-    started.coordinator.live.most = 2
+    started.coordinator.memory.most_live = 2
     for name in ("a", "b", "c"):
         started.start("buy", name, instance_id=f"order-{name}")
     assert ended == ["a"]
@@ -114,26 +114,81 @@ def test_as_many_are_kept_as_the_setting_says_and_the_oldest_is_let_go(world: Wo
     assert ended == ["a", "b", "a"]
 
 
-def test_none_is_kept_where_the_setting_says_so(world: Worlds) -> None:
-    started = world(buy=buy)
-    started.coordinator.live.most = 0
+def test_where_none_is_kept_a_replay_reads_what_is_new_all_the_same(world: Worlds) -> None:
+    started = world(buy=lambda ctx: [ctx.run(step("work", number), compensate=False) for number in range(40)] and None)
+    started.coordinator.memory.most_live = 0
+    read = count_rows_read(started)
     started.start("buy")
-    started.run_all()
+    for seq in range(40):
+        started.run(seq, succeeds())
     assert (started.status(), started.workflows.went_on) == (Status.COMPLETED, 0)
+    assert max(read) == 1
+
+
+def count_rows_read(world: World) -> list[int]:
+    """Return a list that every pass adds to: how many records it looked at."""
+    read: list[int] = []
+    load_rows = world.coordinator._load_rows
+
+    def counting(*args: Any) -> Any:
+        rows = load_rows(*args)
+        read.append(len(rows))
+        return rows
+
+    world.coordinator._load_rows = counting  # type: ignore[method-assign, assignment]
+    return read
 
 
 def test_a_long_history_is_not_read_again(world: Worlds) -> None:
     started = world(buy=lambda ctx: [ctx.run(step("work", number), compensate=False) for number in range(40)] and None)
     started.start("buy")
-    read: list[int] = []
-    go_on = started.workflows.go_on
-
-    def counting(live: Any, instance: Any, rows: list[Any], mail: Any, after_order: int) -> Any:
-        read.append(len(rows))
-        return go_on(live, instance, rows, mail, after_order)
-
-    started.workflows.go_on = counting  # type: ignore[method-assign]
+    read = count_rows_read(started)
     for seq in range(40):
         started.run(seq, succeeds())
     assert started.status() is Status.COMPLETED
     assert (len(read), max(read)) == (40, 1)
+
+
+@pytest.mark.parametrize("most_live", [0, 100])
+def test_messages_and_cancellations_come_to_what_is_remembered(world: Worlds, most_live: int) -> None:
+    def workflow(ctx: Context) -> list[Any]:
+        got = []
+        for _ in range(3):
+            got.append(ctx.receive("news"))
+            ctx.run(step("work"), compensate=step("undo"))
+        ctx.receive("more")
+        return got
+
+    started = world(buy=workflow)
+    started.coordinator.memory.most_live = most_live
+    started.start("buy")
+    for number in range(3):
+        started.send("news", number)
+        started.wake()
+        started.go_on()
+        started.run(2 * number + 1, succeeds())
+    started.cancel("changed my mind")
+    started.go_on()
+    started.run_all(succeeds())
+    assert started.status() is Status.CANCELLED
+    assert started.states()[-3:] == ["undo succeeded"] * 3
+
+
+def test_what_an_operator_did_about_a_compensation_is_seen(world: Worlds) -> None:
+    def workflow(ctx: Context) -> None:
+        try:
+            with ctx.saga():
+                ctx.run(step("reserve"), compensate=step("release"))
+                ctx.run(step("charge"), compensate=False)
+        except Exception:
+            ctx.run(step("work"), compensate=False)
+
+    started = world(buy=workflow)
+    started.start("buy")
+    started.run(0, succeeds("r-0"))
+    started.run(1, FAILS)
+    started.run(2, FAILS)  # release
+    before = started.instance.not_undone
+    started.operator.skip_compensation(started.instance, 2, "sent by post")
+    started.run(3, succeeds())
+    assert (started.status(), bool(before), started.instance.not_undone) == (Status.COMPLETED, True, None)
