@@ -35,7 +35,8 @@ class Finisher:
         own = kept.read(instance.request).request
         is_followed = any(own.get(name) for name in ("callbacks", "errbacks", "chain", "chord", "group"))
         has_backend = self.keeps_results and not isinstance(self.app.backend, DisabledBackend)
-        return is_followed or (has_backend and not own.get("ignore_result"))
+        is_stored = not own.get("ignore_result") or self.app.conf.task_store_errors_even_if_ignored
+        return is_followed or (has_backend and is_stored)
 
     def on_ended(self, instance: Instance) -> None:
         """Pay at once what the end of ``instance`` owes; the poller does what fails here."""
