@@ -30,6 +30,7 @@ class AppSettings:
     acks_late: bool = False
     store: str | None = None
     hand_off: bool = False
+    live_passes: int = 0
     #: Where ``celery-saga`` keeps its state.
     saga_state: str | None = None
     #: Whether the worker counts its statements; it costs some time.
@@ -55,8 +56,8 @@ def make_app(settings: AppSettings) -> tuple[Celery, Orchestrator | None]:
     register_steps(app)
     orchestrator = None
     if settings.store is not None:
-        options: dict[str, Any] = {"hand_off": True} if settings.hand_off else {}
-        orchestrator = Orchestrator(app, store=settings.store, **options)
+        own = {"hand_off": settings.hand_off, "live_passes": settings.live_passes}
+        orchestrator = Orchestrator(app, store=settings.store, **own)
         register_workflows(app, orchestrator)
     if settings.saga_state is not None:
         from benchmarks.contenders.saga import prepare

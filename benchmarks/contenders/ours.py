@@ -1,4 +1,7 @@
-"""Our side: the same tasks as steps of workflows, over each kind of store, by doorbell or with hand-off."""
+"""Our side: the same tasks as steps of workflows, over each kind of store, by doorbell or with hand-off.
+
+As they come out of the box, or (``live``) with functions that stand where they wait.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.app import AppSettings
-from benchmarks.contenders.contender import Run, Unavailable
+from benchmarks.contenders.contender import Run
 from benchmarks.contenders.on_celery import OnCelery
 from benchmarks.filling import fill, run_one, start_sleeper
 from orchestrator import Orchestrator
-from orchestrator.runtime.settings import Settings
 
 if TYPE_CHECKING:
     from benchmarks.lab import Lab
+
+
+#: How many functions a process keeps where they wait.
+LIVE_PASSES = 100
 
 
 class Ours(OnCelery):
@@ -75,6 +81,7 @@ class OursSpec:
 
     store: str
     hand_off: bool = False
+    live: bool = False
     label: str = ""
     counts_statements: bool = False
     has_worker: bool = True
@@ -83,16 +90,16 @@ class OursSpec:
 
     @property
     def name(self) -> str:
-        return "-".join(filter(None, ("ours", self.store, "hand-off" if self.hand_off else "", self.label)))
+        modes = ("hand-off" if self.hand_off else "", "live" if self.live else "")
+        return "-".join(filter(None, ("ours", self.store, *modes, self.label)))
 
     def open(self, lab: Lab) -> Ours:
-        if self.hand_off and "hand_off" not in Settings.model_fields:
-            raise Unavailable("this version has no option hand_off")
         settings = AppSettings(
             self.name,
             lab.valkey.url(0),
             store=lab.new_database(self.store, self.name),
             hand_off=self.hand_off,
+            live_passes=LIVE_PASSES if self.live else 0,
             counts_statements=self.counts_statements,
         )
         contender = Ours(self.name, settings, lab.folder, has_worker=self.has_worker)

@@ -40,9 +40,10 @@ def _against_chain(full: bool) -> Workload:
         take = functools.partial(milliseconds_per_step, steps=steps, times=times)
         most_rounds = 1 if steps == LONG[0] and not full else None
         others = (sides.SAGA, *sides.engines(full)) if steps < LONG[0] else ()
-        for spec in (*sides.with_chain(full), *others):
+        long = sides.LIVE if steps == LONG[0] else ()
+        for spec in (*sides.with_chain(full), *long, *others):
             subjects.append(Subject(case, spec, take, most_rounds))
-        for spec in sides.DOORBELL:
+        for spec in (*sides.DOORBELL, *long):
             goals.append(Goal(Point(case, spec.name), Point(case, sides.CHAIN.name), bound))
         if handed_bound is not None:
             for spec in sides.HANDED:
@@ -57,8 +58,8 @@ def _growth(full: bool) -> Workload:
     goals: list[Goal] = []
     for steps, times in ((few, 30), (many, 1)):
         take = functools.partial(between_steps, steps=steps, times=times)
-        subjects += [Subject(f"{steps:,} steps", spec, take) for spec in sides.ours(full)]
-    for spec in sides.ours(full):
+        subjects += [Subject(f"{steps:,} steps", spec, take) for spec in (*sides.ours(full), *sides.LIVE)]
+    for spec in (*sides.ours(full), *sides.LIVE):
         goals.append(Goal(Point(f"{many:,} steps", spec.name), Point(f"{few:,} steps", spec.name), 1.3))
     title = "What a step costs in a long instance and in a short one, once the first is done"
     return Workload("growth", title, "ms per step", tuple(subjects), tuple(goals), 5 if full else 2, baseline="")

@@ -12,7 +12,9 @@ CHAIN = ChainSpec()
 SAGA = SagaSpec()
 
 SQLITE, POSTGRESQL, MARIADB = OursSpec("sqlite"), OursSpec("postgresql"), OursSpec("mariadb")
-HANDED = (OursSpec("sqlite", hand_off=True), OursSpec("postgresql", hand_off=True))
+HANDED = (OursSpec("sqlite", hand_off=True, live=True), OursSpec("postgresql", hand_off=True, live=True))
+#: By doorbell, with functions that stand where they wait: for long instances.
+LIVE = (OursSpec("sqlite", live=True), OursSpec("postgresql", live=True))
 #: The stores that goals are set for, and all.
 DOORBELL = (SQLITE, POSTGRESQL)
 
