@@ -149,7 +149,8 @@ class _Compiled:
 
 
 def _has_pipeline(connection: Connection) -> bool:
-    return connection.dialect.driver == "psycopg"
+    dialect: Any = connection.dialect
+    return dialect.driver == "psycopg" and bool(dialect.loaded_dbapi.Pipeline.is_supported())
 
 
 @contextmanager

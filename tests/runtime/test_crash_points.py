@@ -134,7 +134,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             f"sqlite:///{folder}/store.db",
             broker,
             settings={**PATIENT, "hand_off": batch.hands_off, "live_passes": 100 if batch.hands_off else 0},
-            celery={"task_acks_late": batch.acks_late},
+            celery={"task_acks_late": batch.acks_late, "result_backend": broker},  # there is somebody to be told
         )
         try:
             _run(cluster, batch)
