@@ -120,7 +120,7 @@ def publish_again(cluster: Cluster, rows: list[HistoryRow]) -> int:
 
 def count_done(cluster: Cluster) -> int:
     """Return how many tasks the workers have ended without an error."""
-    return len(re.findall(r" (?:succeeded in|ignored)", cluster.logs()))
+    return len(re.findall(r" (?:succeeded in|ignored|goes on as an instance)", cluster.logs()))
 
 
 def errors_in(log: str) -> list[str]:
