@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from celery import Celery
 
