@@ -73,7 +73,7 @@ def _run(
         "began_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(lab.folder),
         "versions": list_versions(),
-        "settings": {**settings, "worker": list(workers.OPTIONS)},
+        "settings": {**settings, "worker": workers.list_options()},
     }
     show_surroundings(console, surroundings)
     every: list[Measured] = []

@@ -22,6 +22,7 @@ FIRST = "benchmarks.first"
 LAST = frozenset(
     {
         "benchmarks.finish",
+        "benchmarks.echo_last",
         "benchmarks.join",
         "benchmarks.undo_last",
         "benchmarks.local",

@@ -61,6 +61,8 @@ def _cells(measured: Measured, point: Point) -> list[str]:
 def show_goals(console: Console, every: Sequence[Measured]) -> bool:
     """Print each goal with what came of it, and where we lose; return whether we lose nowhere."""
     verdicts = [(measured.workload.name, verdict) for measured in every for verdict in judge(measured)]
+    if not verdicts:
+        return True
     table = Table(title="Goals", title_justify="left", title_style="bold")
     for heading in ("workload", "case", "ours", "goal"):
         table.add_column(heading)

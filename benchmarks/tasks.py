@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import functools
+import random
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +19,7 @@ class Refused(Exception):
 
 def register_steps(app: Celery) -> None:
     """Register the plain tasks: with every app the same."""
-    for function in (step, first, finish, join, undo, undo_last, fail):
+    for function in (step, first, finish, echo, echo_last, join, undo, undo_last, fail):
         app.task(name=f"benchmarks.{function.__name__}", shared=False)(function)
 
 
@@ -30,6 +33,20 @@ def first() -> None:
 
 def finish() -> None:
     pass
+
+
+def echo(text: str) -> str:
+    return text
+
+
+def echo_last(text: str) -> str:
+    return text
+
+
+@functools.cache
+def make_text(size: int) -> str:
+    """Return the same text of ``size`` characters each time, which no database makes much smaller."""
+    return base64.b64encode(random.Random(size).randbytes(size)).decode()[:size]  # noqa: S311
 
 
 def join(results: list[int]) -> int:
@@ -60,6 +77,14 @@ def register_workflows(app: Celery, orchestrator: Orchestrator) -> None:
         for _ in range(steps - 2):
             ctx.run(task("step").si())
         ctx.run(task("finish").si())
+
+    @orchestrator.workflow(name="benchmarks.echoes")
+    def echoes(ctx: Context, steps: int, size: int) -> None:
+        ctx.run(task("first").si())
+        text = make_text(size)
+        for _ in range(steps - 2):
+            text = ctx.run(task("echo").s(text))
+        ctx.run(task("echo_last").s(text))
 
     @orchestrator.workflow(name="benchmarks.fan_out")
     def fan_out(ctx: Context, width: int) -> int:

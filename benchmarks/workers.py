@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-#: How a worker is started; all contenders that run on Celery have the same.
-OPTIONS = ("--pool=prefork", "--concurrency=2", "--without-gossip", "--without-mingle", "--loglevel=ERROR")
+#: So many processes the pool of a worker has, where nothing else is said.
+PROCESSES = 2
 STOP_SECONDS = 8.0
 
 #: Every process that was started and not yet waited for.
@@ -76,7 +76,12 @@ class Process:
                 pipe.close()
 
 
-def start_worker(queue: str, environment: Mapping[str, str], folder: Path) -> Process:
+def list_options(processes: int = PROCESSES) -> list[str]:
+    """Return how a worker is started; all contenders that run on Celery have the same."""
+    return ["--pool=prefork", f"--concurrency={processes}", "--without-gossip", "--without-mingle", "--loglevel=ERROR"]
+
+
+def start_worker(queue: str, environment: Mapping[str, str], folder: Path, processes: int = PROCESSES) -> Process:
     """Start a Celery worker that serves ``queue``."""
     command = [
         sys.executable,
@@ -86,6 +91,6 @@ def start_worker(queue: str, environment: Mapping[str, str], folder: Path) -> Pr
         "benchmarks.worker_app",
         "worker",
         f"--hostname={queue}@localhost",
-        *OPTIONS,
+        *list_options(processes),
     ]
     return Process([*command, "--queues", queue], environment, folder / f"{queue}.log")

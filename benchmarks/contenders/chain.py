@@ -10,7 +10,9 @@ from celery import chain, chord
 
 from benchmarks.app import AppSettings
 from benchmarks.contenders.contender import Run
-from benchmarks.contenders.on_celery import OnCelery
+from benchmarks.contenders.on_celery import OnCelery, queue_of
+from benchmarks.tasks import make_text
+from benchmarks.workers import PROCESSES
 
 if TYPE_CHECKING:
     from benchmarks.lab import Lab
@@ -33,6 +35,16 @@ class PlainCelery(OnCelery):
         step = self.task("step")
         return chain(self.task("first").si(), *[step.si() for _ in range(steps - 2)], self.task("finish").si())
 
+    def echoes(self, steps: int, size: int) -> Run:
+        echo, last = self.task("echo"), self.task("echo_last")
+
+        def begin() -> None:
+            # each passes its result on: given as an argument, the text would be in the messages of all before it
+            rest = [*[echo.s() for _ in range(steps - 3)], last.s()]
+            chain(self.task("first").si(), echo.si(make_text(size)), *rest).apply_async()
+
+        return self.run(begin, steps, first=True)
+
     def fan_out(self, width: int) -> Run:
         step, join = self.task("step"), self.task("join")
         return self.run(lambda: chord([step.si(value) for value in range(width)], join.s()).apply_async(), width)
@@ -52,7 +64,9 @@ class PlainCelery(OnCelery):
 @dataclass(frozen=True, slots=True)
 class ChainSpec:
     name: str = "chain"
+    processes: int = PROCESSES
 
     def open(self, lab: Lab) -> PlainCelery:
-        settings = AppSettings(self.name, lab.valkey.url(0), results=lab.valkey.url(1), acks_late=True)
-        return PlainCelery(self.name, settings, lab.folder)
+        queue = queue_of(self.name, self.processes)
+        settings = AppSettings(queue, lab.valkey.url(0), results=lab.valkey.url(1), acks_late=True)
+        return PlainCelery(self.name, settings, lab.folder, processes=self.processes)

@@ -68,6 +68,10 @@ class Contender:
         """Run many instances at once, each a sequence."""
         raise NotImplementedError
 
+    def echoes(self, steps: int, size: int) -> Run:
+        """Run ``steps`` steps, of which all but the first take a text of ``size`` bytes and return it to the next."""
+        raise NotImplementedError
+
     def fan_out(self, width: int) -> Run:
         """Run ``width`` steps at once, then one that takes all results."""
         raise NotImplementedError

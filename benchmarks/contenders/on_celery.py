@@ -9,22 +9,30 @@ from typing import Any
 from benchmarks.app import AppSettings, make_app
 from benchmarks.contenders.contender import Contender, Run
 from benchmarks.marks import FIRST, LAST, Marks, now
-from benchmarks.workers import Process, start_worker
+from benchmarks.workers import PROCESSES, Process, start_worker
 
 #: A run is given up when it takes so long: something hangs.
 PATIENCE_SECONDS, PATIENCE_SECONDS_PER_STEP = 60.0, 0.2
 
 
+def queue_of(name: str, processes: int) -> str:
+    """Return the queue of a contender, which no other has that runs beside it."""
+    return name if processes == PROCESSES else f"{name}-{processes}"
+
+
 class OnCelery(Contender):
     """A worker of its own on the broker that all share."""
 
-    def __init__(self, name: str, settings: AppSettings, folder: Path, *, has_worker: bool = True) -> None:
+    def __init__(
+        self, name: str, settings: AppSettings, folder: Path, *, has_worker: bool = True, processes: int = PROCESSES
+    ) -> None:
         self.name = name
         self.settings = settings
         self.app, self.orchestrator = make_app(settings)
         self.marks = Marks(settings.broker, settings.queue)
-        environment = settings.to_environment()
-        self.worker: Process | None = start_worker(settings.queue, environment, folder) if has_worker else None
+        self.worker: Process | None = None
+        if has_worker:
+            self.worker = start_worker(settings.queue, settings.to_environment(), folder, processes)
 
     def task(self, name: str) -> Any:
         return self.app.tasks[f"benchmarks.{name}"]

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.app import AppSettings
 from benchmarks.contenders.contender import Run
-from benchmarks.contenders.on_celery import OnCelery
+from benchmarks.contenders.on_celery import OnCelery, queue_of
 from benchmarks.filling import fill, run_one, start_sleeper
+from benchmarks.workers import PROCESSES
 from orchestrator import Orchestrator
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ class Ours(OnCelery):
 
         return self.run(begin, instances * steps, ends=instances, first=True)
 
+    def echoes(self, steps: int, size: int) -> Run:
+        return self.run(lambda: self.start("echoes", steps, size), steps, first=True)
+
     def fan_out(self, width: int) -> Run:
         return self.run(lambda: self.start("fan_out", width), width)
 
@@ -87,6 +91,7 @@ class OursSpec:
     has_worker: bool = True
     ended: int = 0
     sleeping: int = 0
+    processes: int = PROCESSES
 
     @property
     def name(self) -> str:
@@ -95,13 +100,13 @@ class OursSpec:
 
     def open(self, lab: Lab) -> Ours:
         settings = AppSettings(
-            self.name,
+            queue_of(self.name, self.processes),
             lab.valkey.url(0),
             store=lab.new_database(self.store, self.name),
             hand_off=self.hand_off,
             live_passes=LIVE_PASSES if self.live else 0,
             counts_statements=self.counts_statements,
         )
-        contender = Ours(self.name, settings, lab.folder, has_worker=self.has_worker)
+        contender = Ours(self.name, settings, lab.folder, has_worker=self.has_worker, processes=self.processes)
         contender.ended, contender.sleeping = self.ended, self.sleeping
         return contender

@@ -5,12 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 
 from benchmarks.points import Workload
-from benchmarks.workloads import cpu, crowd, fan_out, full_store, local, memory, sequential, starting, undoing
+from benchmarks.workloads import (
+    cpu,
+    crowd,
+    fan_out,
+    full_store,
+    local,
+    memory,
+    payload,
+    processes,
+    sequential,
+    starting,
+    undoing,
+)
 
 #: In the short run a workload begins no further round after so long.
 SHORT_SECONDS = 15.0
 
-MODULES = (sequential, crowd, cpu, fan_out, undoing, local, starting, memory, full_store)
+MODULES = (sequential, crowd, payload, cpu, fan_out, undoing, local, processes, starting, memory, full_store)
 
 
 def list_workloads(*, full: bool) -> list[Workload]:
