@@ -99,7 +99,7 @@ class Passes(Transactions):
         decisions.apply_decision(self, connection, seen, rows, mail, decision, change)
         if isinstance(decision.ending, Waiting):
             stands = live is not None and live.is_waiting
-            self.memory.keep(seen, past, rows, decision, live if stands else None, change)
+            self.memory.keep(seen, known, past, rows, decision, live if stands else None, change)
 
     def _decide(
         self,

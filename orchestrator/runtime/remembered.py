@@ -20,8 +20,8 @@ from orchestrator.runtime.change import Change
 from orchestrator.store.history import HistoryRow
 from orchestrator.store.instances import Instance
 
-#: So many instances a thread remembers, and so many records all of them may have together.
-MOST_INSTANCES, MOST_RECORDS = 200, 20_000
+#: So many instances a thread remembers, and so many records and characters of payloads all of them may have together.
+MOST_INSTANCES, MOST_RECORDS, MOST_CHARACTERS = 200, 20_000, 16_000_000
 
 _Key = tuple[str, str, int]
 
@@ -35,6 +35,7 @@ class Remembered:
     order: int
     records: tuple[Record, ...]
     inbox: tuple[Event, ...]
+    characters: int  # of the payloads of these
     live: LivePass | None
 
 
@@ -82,6 +83,7 @@ class Memory:
     def keep(
         self,
         seen: Instance,
+        known: Remembered | None,
         history: History,
         rows: dict[int, HistoryRow],
         decision: Decision,
@@ -93,7 +95,10 @@ class Memory:
         mark = _first_open(rows, decision, change, len(history.records))
         # what it came to (withdrawals) has later orders: it is read again with the records that it belongs to
         order = seen.next_order - 1
-        remembered = Remembered(key, mark, order, tuple(history.records[:mark]), tuple(history.inbox), live)
+        records = tuple(history.records[:mark])
+        before = 0 if known is None or known.mark > mark else known.mark
+        characters = sum(map(_count_characters, records[before:])) + (known.characters if known and before else 0)
+        remembered = Remembered(key, mark, order, records, tuple(history.inbox), characters, live)
         if self._own.uses:
             self._own.uses[-1].new.append(remembered)
 
@@ -120,14 +125,21 @@ class Memory:
         for each in standing[: max(0, len(standing) - self.most_live)]:
             _let_go(each)
             kept[each.key] = replace(each, live=None)
-        # the last one may be as long as it is
-        while len(kept) > MOST_INSTANCES or (len(kept) > 1 and sum(each.mark for each in kept.values()) > MOST_RECORDS):
+        while len(kept) > MOST_INSTANCES or (len(kept) > 1 and self._is_too_much()):  # the last one is as long as it is
             _let_go(kept.popitem(last=False)[1])
+
+    def _is_too_much(self) -> bool:
+        every = self._own.kept.values()
+        return sum(each.mark for each in every) > MOST_RECORDS or sum(e.characters for e in every) > MOST_CHARACTERS
 
 
 def _let_go(remembered: Remembered) -> None:
     if remembered.live is not None:
         remembered.live.let_go()
+
+
+def _count_characters(record: Record) -> int:
+    return len(record.arguments or "") + len(record.result or "")
 
 
 def _first_open(rows: dict[int, HistoryRow], decision: Decision, change: Change, size: int) -> int:

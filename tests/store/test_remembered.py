@@ -192,3 +192,16 @@ def test_what_an_operator_did_about_a_compensation_is_seen(world: Worlds) -> Non
     started.operator.skip_compensation(started.instance, 2, "sent by post")
     started.run(3, succeeds())
     assert (started.status(), bool(before), started.instance.not_undone) == (Status.COMPLETED, True, None)
+
+
+def test_what_is_remembered_is_bounded_by_its_size(world: Worlds, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.runtime.remembered.MOST_CHARACTERS", 1000)
+    started = world(buy=buy)
+    read = count_rows_read(started)
+    for name in ("a", "b"):
+        started.start("buy", instance_id=f"order-{name}")
+        started.run(0, succeeds("x" * 600))
+    read.clear()
+    for name in ("b", "a"):
+        started.at(f"order-{name}").run(1, succeeds("y"))
+    assert read == [1, 2]  # of the older one all is read again
