@@ -7,7 +7,6 @@ is sent here, under the instance's id.  Events may be lost, as Celery's own may.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -82,7 +81,7 @@ class Monitor:
         names = ("retries", "eta", "expires", "root_id", "parent_id")
         received = {name: request[name] for name in names} | {"name": request["task"]}
         received |= {"args": request["argsrepr"], "kwargs": request["kwargsrepr"]}
-        self._tell_of_task(request, ("task-received", received), ("task-started", {"pid": os.getpid()}))
+        self._tell_of_task(request, ("task-received", received), ("task-started", {}))
 
     def tell_done(self, request: dict[str, Any], info: TraceInfo | None, runtime: float | None, shown: str) -> None:
         """Send the event of how it ended."""
@@ -94,9 +93,13 @@ class Monitor:
             self._tell_of_task(request, (kind, told))
 
     def _tell_of_task(self, request: dict[str, Any], *events: tuple[str, dict[str, Any]]) -> None:
-        if self.executing.sends_events:
-            every = [(kind, {"uuid": request["id"], **fields}) for kind, fields in events]
+        if not self.executing.sends_events:
+            return
+        every = [(kind, {"uuid": request["id"], **fields}) for kind, fields in events]
+        try:
             self._send(self.hostname or request["hostname"], request["root_id"], every)
+        except Exception:  # the task must not fail for it
+            logger.exception("monitors are not told of %s", request["id"], extra=about(request["root_id"]))
 
     def _hostname(self) -> str | None:
         request = getattr(current_task, "request", None)

@@ -16,6 +16,7 @@ from celery.result import AsyncResult
 from orchestrator import Context, Orchestrator, RetryPolicy, StepFailed, shared_workflow
 from tests.runtime.cluster import Cluster, wait_until
 from tests.runtime.effects import Effect
+from tests.runtime.watching import Watcher
 from tests.runtime.workflows import act, do, fail, note, take_seconds, undo, wait_for_file
 
 SETTINGS, KEEPS_RESULTS = {"hand_off": True, "hand_off_limit": 1.0, "live_passes": 100}, True
@@ -254,5 +255,25 @@ def test_a_worker_with_a_time_limit_hands_nothing_over(cluster: Cluster) -> None
     own = cluster.start_worker("--time-limit=60", concurrency=1).wait_ready()
     handle = cluster.run("saga", False)
     assert by_message(cluster, handle.id) == [0, 1, 2]
+    own.stop()
+    cluster.app.control.add_consumer(cluster.queue, reply=True, timeout=5)
+
+
+def test_monitors_are_told_of_what_was_handed_over_as_of_any_task(cluster: Cluster) -> None:
+    cluster.app.control.cancel_consumer(cluster.queue, reply=True, timeout=5)
+    own = cluster.start_worker("--task-events", concurrency=1).wait_ready()
+    watcher = Watcher(cluster.app)
+    first = cluster.run("saga", True)
+    wait_until(lambda: first.id in watcher.states, "the first event")
+    handle = cluster.run("saga", True)
+    for seq, (state, name) in enumerate([*[("SUCCESS", "do")] * 3, ("FAILURE", "fail"), *[("SUCCESS", "undo")] * 3]):
+        row = watcher.wait(f"{handle.id}:0:{seq}:1", state)
+        assert (row.name.rpartition(".")[2], row.root_id, row.parent_id) == (name, handle.id, handle.id)
+        assert row.received is not None and row.started is not None
+        assert state == "FAILURE" or row.runtime > 0
+    assert by_message(cluster, handle.id) == []
+    assert {entry.attempts for entry in handle.history()} == {1}
+    assert " ERROR/" not in own.log.read_text().replace("ERROR/ForkPoolWorker-1] Task tests.runtime.workflows.fail", "")
+    watcher.stop()
     own.stop()
     cluster.app.control.add_consumer(cluster.queue, reply=True, timeout=5)

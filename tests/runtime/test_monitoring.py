@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import shared_task
-from celery.events import EventReceiver
-from celery.events.state import State
 
 from orchestrator import Context, shared_workflow
 from tests.runtime.cluster import Cluster, wait_until
+from tests.runtime.watching import Watcher
 
 MASK = {
     f"{__name__}.pay": ["card", "return"],
@@ -63,37 +61,6 @@ def waits(ctx: Context) -> str:
 @shared_workflow
 def has_child(ctx: Context) -> str:
     return str(ctx.run(pays.s({"card": "4000-3", "cents": 1})))
-
-
-class Watcher:
-    """A monitor: it keeps what Flower keeps, and every state it saw."""
-
-    def __init__(self, app: Any) -> None:
-        self.state = State()
-        self.states: dict[str, list[str]] = {}
-        self.seen: list[str] = []
-        self._connection = app.connection_for_read()
-        self._receiver = EventReceiver(self._connection, handlers={"*": self._on_event}, app=app)
-        self._thread = threading.Thread(target=self._receiver.capture, kwargs={"limit": None}, daemon=True)
-        self._thread.start()
-
-    def _on_event(self, event: dict[str, Any]) -> None:
-        self.state.event(event)
-        self.seen.append(repr(event))
-        if "uuid" in event:
-            states = self.states.setdefault(event["uuid"], [])
-            now = self.state.tasks[event["uuid"]].state
-            if not states or states[-1] != now:
-                states.append(now)
-
-    def wait(self, task_id: str, state: str) -> Any:
-        wait_until(lambda: self.states.get(task_id, [""])[-1] == state, f"{task_id} being {state} ({self.states})")
-        return self.state.tasks[task_id]
-
-    def stop(self) -> None:
-        self._receiver.should_stop = True
-        self._thread.join(timeout=10)
-        self._connection.release()
 
 
 @pytest.fixture(scope="module")
