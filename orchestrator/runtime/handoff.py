@@ -12,10 +12,10 @@ with its signals, events and results.  What happens in a worker's main process d
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,13 @@ class Burst:
     held: HistoryRow | None = None  # what was handed over, and is about to run
 
 
-_burst: ContextVar[Burst | None] = ContextVar("orchestrator_burst", default=None)
+class _OfThread(threading.local):
+    """Of the thread, not of its context variables: users run bodies in contexts of their own."""
+
+    burst: Burst | None = None
+
+
+_own = _OfThread()
 
 
 class HandOff:
@@ -73,10 +79,13 @@ class HandOff:
         self.coordinator = coordinator
         self.dispatcher = dispatcher
         self.monitor = monitor
-        self._has_limits = False
+        self._has_limits: bool | None = None  # not known: nothing is handed over
 
     def begin(self, worker: Any) -> None:
-        """Take over from a worker whether it was started with time limits; called before its pool forks."""
+        """Take over from a worker whether it was started with time limits; called before its pool forks.
+
+        Pool processes that are spawned know nothing of it, and hand nothing over.
+        """
         self._has_limits = bool(worker.time_limit or worker.soft_time_limit)
 
     # --- offering ---------------------------------------------------------------------------------------------------
@@ -94,29 +103,39 @@ class HandOff:
         try:
             yield offer
         finally:
-            burst = _burst.get()
+            burst = _own.burst
             if burst is None or burst.handed is None:
                 offer.withdraw()
 
     def _make_offer(self, task: Any) -> Offer | None:
-        if task is None or not self.settings.hand_off or self.executing.is_ending:
+        if task is None or not self.settings.hand_off or self.executing.is_ending or self._has_limits is None:
             return None
         incarnation = self.executing.incarnation
         is_in_worker = self.executing.is_child or self.executing.is_worker
         if not is_in_worker or not incarnation or self._is_limited(task) or any(task.request.timelimit or ()):
             return None
-        burst, now = _burst.get(), time.monotonic()
+        burst, now = self._find_burst(task.request), time.monotonic()
         if burst is None:
             request = task.request
-            _burst.set(Burst(request.id, now + self.settings.hand_off_limit, request.hostname))
+            _own.burst = Burst(request.id, now + self.settings.hand_off_limit, request.hostname)
         elif burst.ends_at <= now:
             return None
         return Offer(Claimant(incarnation, os.getpid()), self.executing, self._may_run)
 
+    def _find_burst(self, request: Any) -> Burst | None:
+        """Return the burst that a request belongs to; one that Celery has never come back to is let go of."""
+        burst = _own.burst
+        if burst is None or burst.is_running or burst.message_id == request.id:
+            return burst
+        if burst.handed is not None:
+            self.executing.end(token_of(burst.handed.key, burst.handed.dispatch))
+        _own.burst = None
+        return None
+
     def _is_limited(self, task: Any) -> bool:
         conf = self.app.conf
         limits = (task.time_limit, task.soft_time_limit, task.rate_limit, conf.task_time_limit)
-        return self._has_limits or any(limits) or bool(conf.task_soft_time_limit)
+        return bool(self._has_limits) or any(limits) or bool(conf.task_soft_time_limit)
 
     def _may_run(self, row: HistoryRow) -> bool:
         """Tell whether this worker would be sent the step, and nothing but a message could do what it asks for."""
@@ -131,19 +150,19 @@ class HandOff:
 
     def take(self, outbox: Outbox) -> None:
         """Run what was handed over when Celery has done with the task before."""
-        burst = _burst.get()
+        burst = _own.burst
         if burst is not None:
             burst.handed = outbox.handed
 
     def find_held(self, key: StepKey, dispatch: int) -> HistoryRow | None:
         """Return the step that this process holds already, if that is the one."""
-        burst = _burst.get()
+        burst = _own.burst
         held = None if burst is None else burst.held
         return held if held is not None and (held.key, held.dispatch) == (key, dispatch) else None
 
     def on_postrun(self, task_id: str | None = None, **_kwargs: Any) -> None:
         """Run what was handed over, one step after the other (Celery's ``task_postrun``)."""
-        burst = _burst.get()
+        burst = _own.burst
         if burst is None or burst.is_running or burst.message_id != task_id:
             return
         burst.is_running = True
@@ -152,7 +171,7 @@ class HandOff:
                 row, burst.handed = burst.handed, None
                 self._run(burst, row)
         finally:
-            _burst.set(None)
+            _own.burst = None
 
     def _run(self, burst: Burst, row: HistoryRow) -> None:
         try:
@@ -165,9 +184,10 @@ class HandOff:
 
     def _may_begin(self, row: HistoryRow) -> bool:
         if self.executing.is_ending:
-            _, outbox = self.coordinator.release(row.key, row.attempt, delay_seconds=0, failure=None, values={})
+            released, outbox = self.coordinator.release(row.key, row.attempt, delay_seconds=0, failure=None, values={})
             self.dispatcher.deliver(outbox)
-            return False
+            if released:  # else it is not to be tried again: then it may as well be run
+                return False
         # it may have been given up meanwhile, and run by another
         return self.claims.beat_first() and self.executing.incarnation == row.claim_incarnation
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 import re
 import signal
@@ -37,6 +38,21 @@ def has_a_limit() -> None:
 @shared_task(rate_limit="1000/s")
 def has_a_rate() -> None:
     act("do rated")
+
+
+class InContextOfItsOwn(Task):
+    """What users' base classes do around a body."""
+
+    abstract = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return contextvars.copy_context().run(super().__call__, *args, **kwargs)
+
+
+@shared_task(base=InContextOfItsOwn)
+def do_apart(name: str) -> str:
+    act(f"do {name}")
+    return name
 
 
 @shared_task
@@ -90,6 +106,11 @@ def saga(ctx: Context, fails: bool) -> list[str]:
     if fails:
         ctx.run(fail.s("d"), retry=RetryPolicy(max_attempts=1))
     return done
+
+
+@shared_workflow
+def goes_apart(ctx: Context) -> list[str]:
+    return [ctx.run(do_apart.s(name)) for name in "abc"]
 
 
 @shared_workflow
@@ -174,6 +195,13 @@ def test_a_task_finds_in_its_request_what_a_message_would_have_brought(cluster: 
     assert handle.get(timeout=1) == [*own, True, cluster.queue, "t-1"]
     step = AsyncResult(f"{handle.id}:0:1:1", app=cluster.app)
     assert step.get(timeout=5) == handle.get(timeout=1)  # the result backend was told, as always
+
+
+def test_a_body_in_a_context_of_its_own_hands_over_all_the_same(cluster: Cluster) -> None:
+    handle = cluster.run("goes_apart")
+    assert handle.get(timeout=1) == ["a", "b", "c"]
+    assert {entry.attempts for entry in handle.history()} == {1}
+    assert by_message(cluster, handle.id) == []
 
 
 def test_what_needs_a_message_gets_one(cluster: Cluster) -> None:
