@@ -110,7 +110,8 @@ def saga(ctx: Context, fails: bool) -> list[str]:
 
 @shared_workflow
 def goes_apart(ctx: Context) -> list[str]:
-    return [ctx.run(do_apart.s(name)) for name in "abc"]
+    first = ctx.run(do_apart.s("a").set(countdown=0.05))  # by message: a burst begins in its context
+    return [first, *(ctx.run(do_apart.s(name)) for name in "bc")]
 
 
 @shared_workflow
@@ -201,7 +202,7 @@ def test_a_body_in_a_context_of_its_own_hands_over_all_the_same(cluster: Cluster
     handle = cluster.run("goes_apart")
     assert handle.get(timeout=1) == ["a", "b", "c"]
     assert {entry.attempts for entry in handle.history()} == {1}
-    assert by_message(cluster, handle.id) == []
+    assert by_message(cluster, handle.id) == [0]
 
 
 def test_what_needs_a_message_gets_one(cluster: Cluster) -> None:
