@@ -18,6 +18,9 @@ from orchestrator.store.reviewing import Brief, EndedRun, Letter, Relative
 #: How many records, compensations and others a page has at most.
 RECORDS, COMPENSATIONS, OTHERS, OPEN = 100, 100, 50, 10
 
+#: How often an instance is read for one page at most.
+_READS = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -62,9 +65,24 @@ class Review:
 
 
 def read(orchestrator: Orchestrator, instance_id: str, part: Part) -> Review:
-    """Read an instance; payloads come from its handle, which masks them.  Raises ``UnknownInstance``."""
+    """Read an instance; payloads come from its handle, which masks them.  Raises ``UnknownInstance``.
+
+    The records and the status come from several transactions.  Where the status has changed meanwhile all is read
+    again, so that they fit each other; a page about an instance that goes on changing shows what was read last.
+    """
+    before = orchestrator.get(instance_id).describe()
+    for _ in range(_READS):
+        shown = _read_once(orchestrator, before, part)
+        if shown.description.status == before.status:
+            break
+        before = shown.description
+    return shown
+
+
+def _read_once(orchestrator: Orchestrator, before: Description, part: Part) -> Review:
+    instance_id = before.instance_id
     handle = orchestrator.get(instance_id)
-    run = handle.describe().run if part.run is None else part.run
+    run = before.run if part.run is None else part.run
     limit = 1 if part.is_alone else RECORDS + 1
     entries = handle.history(run, from_seq=part.from_seq, limit=limit)
     with orchestrator.current.store.read("review") as connection:

@@ -446,19 +446,24 @@ def test_what_pages_load_comes_from_flower_itself(site: Site, asset: str) -> Non
     assert not re.findall(r'(?:src|href)="(?:https?:)?//(?!flower.readthedocs|github.com)', site.list())
 
 
+@pytest.mark.parametrize("read", ["list_undoing", "list_letters"], ids=["before its records", "after them"])
 def test_a_repair_that_ends_while_its_page_is_read_is_not_missed(
-    orchestrator: Orchestrator, worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+    orchestrator: Orchestrator, worlds: Worlds, monkeypatch: pytest.MonkeyPatch, read: str
 ) -> None:
-    world = order(worlds, "read-1")
+    name = f"read-{read}"
+    world = order(worlds, name)
     world.run(4, succeeds(None))
-    orchestrator.get("read-1").retry_compensation(3)
-    list_undoing = reviewing.list_undoing
+    orchestrator.get(name).retry_compensation(3)
+    original = getattr(reviewing, read)
 
     def repaired_meanwhile(*args: Any) -> Any:
+        monkeypatch.setattr(reviewing, read, original)
         world.run(-1, succeeds(None))
-        return list_undoing(*args)
+        return original(*args)
 
-    monkeypatch.setattr(reviewing, "list_undoing", repaired_meanwhile)
-    shown = review.read(orchestrator, "read-1", Part())
+    monkeypatch.setattr(reviewing, read, repaired_meanwhile)
+    shown = review.read(orchestrator, name, Part())
     # a page that neither shows the end nor goes on looking would stay as it is for ever
     assert (shown.description.status, shown.is_live) == ("COMPENSATED", False)
+    # nor is it of any use where the compensation still runs though all is undone
+    assert [undo.how for undo in shown.stack.undone if undo.seq == 1] == ["undone by the repeated compensation -1"]
