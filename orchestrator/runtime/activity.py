@@ -37,6 +37,7 @@ from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.softlimit import SoftLimit
 from orchestrator.runtime.transactional import GivenUp, TransactionalBodies, follow
 from orchestrator.store import history
+from orchestrator.store.claiming import Held
 from orchestrator.store.history import HistoryRow, StepKey
 
 logger = logging.getLogger("orchestrator")
@@ -84,21 +85,21 @@ class StepRunner:
         plan = self.registry.find_plan(task.name)
         with (
             softlimit.deferred(in_pool_process=self.claims.state.is_child) as limit,
-            self._holding(key, task.name, dispatch, codec.dump(plan) if plan is not None else None) as row,
+            self._holding(key, task.name, dispatch, codec.dump(plan) if plan is not None else None) as held,
         ):
-            if row is None:
+            if held is None:
                 old = "%s[%s]: not claimed, its message is old or doubled"
                 logger.info(old, task.name, request.id, extra=about(key))
                 raise Ignore
             request.is_inside_step = True
             # a base class with a ``__call__`` of its own may give its body other arguments than the message has
             own = None if (list(args), kwargs) == (list(request.args), request.kwargs) else (args, kwargs)
-            call = functools.partial(self._call, task, body, row, limit, own)
-            with self.coordinator.instrumentation.attempt(row):
-                return self._run_claimed(task, row, call)
+            call = functools.partial(self._call, task, body, held.row, limit, own)
+            with self.coordinator.instrumentation.attempt(held.row):
+                return self._run_claimed(task, held, call)
 
     @contextmanager
-    def _holding(self, key: StepKey, name: str, dispatch: int, plan: str | None) -> Iterator[HistoryRow | None]:
+    def _holding(self, key: StepKey, name: str, dispatch: int, plan: str | None) -> Iterator[Held | None]:
         """Claim a step for as long as the block runs, unless this process holds it already."""
         held = self.hand_off.find_held(key, dispatch)
         if held is not None:
@@ -107,49 +108,49 @@ class StepRunner:
         with self.claims.executing(key, dispatch):
             yield self.claims.claim(key, name, dispatch, plan)
 
-    def _run_claimed(self, task: Any, row: HistoryRow, call: Callable[..., Any]) -> Any:
+    def _run_claimed(self, task: Any, held: Held, call: Callable[..., Any]) -> Any:
         if self.registry.find_defaults(task.name).is_transactional:
-            return self._run_transactional(task, row, call)
-        with self._settling_what_is_raised(task, row):
+            return self._run_transactional(task, held, call)
+        with self._settling_what_is_raised(task, held):
             result = call()
         ended = self._encoded(task, result)
-        self._settle(row, ended, task)
+        self._settle(held, ended, task)
         return _for_celery(task, task.request, result, ended)
 
-    def _run_transactional(self, task: Any, row: HistoryRow, call: Callable[..., Any]) -> Any:
+    def _run_transactional(self, task: Any, held: Held, call: Callable[..., Any]) -> Any:
         def encode(result: Any) -> str:
             return codec.encode(result, f"the result of {task.name}", self.settings.max_payload_bytes)
 
-        with self._settling_what_is_raised(task, row):
-            committed = self.bodies().run_step(row, call, encode)
+        with self._settling_what_is_raised(task, held):
+            committed = self.bodies().run_step(held.row, call, encode)
         follow(self.coordinator, self.dispatcher, committed.change.outbox)
         return _for_celery(task, task.request, committed.result, committed.ended)
 
     @contextmanager
-    def _settling_what_is_raised(self, task: Any, row: HistoryRow) -> Iterator[None]:
+    def _settling_what_is_raised(self, task: Any, held: Held) -> Iterator[None]:
         """Settle a step, or give it back, by what its body raised."""
         try:
             yield
         except GivenUp:
-            _log_given_up(row, "what it wrote was rolled back")
+            _log_given_up(held.row, "what it wrote was rolled back")
             raise Ignore from None
         except Retry as retry:
-            self._retry(row, retry, task.request.step_retry)
+            self._retry(held, retry, task.request.step_retry)
             raise
         except Reject as rejection:
-            self._reject(row, rejection)
+            self._reject(held, rejection)
             raise Ignore from rejection
         except BaseException as error:
             if not _is_told_to_end(error):
-                self._settle(row, self._ended_by(task, error), task if isinstance(error, Exception) else None)
+                self._settle(held, self._ended_by(task, error), task if isinstance(error, Exception) else None)
             raise
 
     def fail_unbegun(self, task: Any, request: Any, error: BaseException) -> None:
         """Settle a step whose task raised before its body (in ``before_start``, or a ``__call__`` of its own)."""
         key, dispatch = read_header(getattr(request, HEADER))
-        with self._holding(key, task.name, dispatch, None) as row:
-            if row is not None:
-                self._settle(row, self._ended_by(task, error))
+        with self._holding(key, task.name, dispatch, None) as held:
+            if held is not None:
+                self._settle(held, self._ended_by(task, error))
 
     def _call(
         self, task: Any, body: Callable[..., Any], row: HistoryRow, limit: SoftLimit, own: Any, **given: Any
@@ -236,28 +237,30 @@ class StepRunner:
 
     # --- settling -------------------------------------------------------------------------------------------------
 
-    def _settle(self, row: HistoryRow, ended: Ended, task: Any = None) -> None:
+    def _settle(self, held: Held, ended: Ended, task: Any = None) -> None:
         """Settle a step; the process of ``task`` may be handed the next one."""
+        row = held.row
         with self.hand_off.offering(task) as offer:
-            was_held, outbox = self.coordinator.end_attempt(row.key, row.attempt, ended, offer=offer)
+            was_held, outbox = self.coordinator.end_attempt(row.key, row.attempt, ended, offer=offer, held=held)
             self.hand_off.take(outbox)
         if not was_held:
             _log_given_up(row, "what it came to changes nothing")
         self.dispatcher.deliver(outbox)
 
-    def _retry(self, row: HistoryRow, retry: Retry, asked: AskedRetry | None) -> None:
+    def _retry(self, held: Held, retry: Retry, asked: AskedRetry | None) -> None:
         """Celery's own retry: one commit releases the claim and records count, arguments and instant."""
+        row = held.row
         failure = codec.describe_error(retry.exc) if isinstance(retry.exc, BaseException) else _message(retry)
         is_in_doubt = self._leaves_doubt(row.name, retry.exc)
         ended = AttemptDoubtful(failure) if is_in_doubt else AttemptFailed(failure)
         if asked is None:  # raised by hand: in Celery too nothing would follow
-            self._settle(row, ended)
+            self._settle(held, ended)
             return
         try:
             values = self._values_of(row, asked)
             delay = _seconds_until(asked.signature.options, self.coordinator)
         except (TypeError, ValueError) as error:  # arguments or options that cannot be recorded
-            self._settle(row, AttemptFailed(codec.describe_error(error)))
+            self._settle(held, AttemptFailed(codec.describe_error(error)))
             return
         if is_in_doubt:
             values["is_in_doubt"] = True
@@ -265,7 +268,7 @@ class StepRunner:
             row.key, row.attempt, delay_seconds=delay, failure=failure, values=values
         )
         if not released:
-            self._settle(row, ended)
+            self._settle(held, ended)
         self.dispatcher.deliver(outbox)
 
     def _values_of(self, row: HistoryRow, asked: AskedRetry) -> dict[str, Any]:
@@ -281,14 +284,15 @@ class StepRunner:
             values["options"] = codec.encode(options, f"the options of {row.name}", limit)
         return values
 
-    def _reject(self, row: HistoryRow, rejection: Reject) -> None:
+    def _reject(self, held: Held, rejection: Reject) -> None:
+        row = held.row
         failure = replace(codec.describe_error(rejection), message=str(rejection.reason))
         if not rejection.requeue:
-            self._settle(row, AttemptFailed(failure))
+            self._settle(held, AttemptFailed(failure))
             return
         released, outbox = self.coordinator.release(row.key, row.attempt, delay_seconds=0, failure=failure, values={})
         if not released:
-            self._settle(row, AttemptFailed(failure))
+            self._settle(held, AttemptFailed(failure))
         self.dispatcher.deliver(outbox)
 
 

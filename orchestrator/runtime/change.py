@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.records import Outcome, Payload, PublishMessage, Subscribe, Unsubscribe, Wake
+from orchestrator.store.claiming import Held
 from orchestrator.store.history import HistoryRow, StepKey
 from orchestrator.store.instances import Instance
 from orchestrator.store.mailbox import NewMail, TakenMail
@@ -16,12 +16,16 @@ if TYPE_CHECKING:
     from orchestrator.runtime.notices import Notice
 
 
+#: One statement for each number and kind of writes is kept, and the time that it takes grows faster than they do.
+MOST_PLAIN_ROWS = 3
+
+
 @dataclass(slots=True)
 class Outbox:
     """What a commit left to be published, and whom to tell of it."""
 
     steps: list[HistoryRow] = field(default_factory=list)
-    handed: HistoryRow | None = None  # a step that is claimed already, by the process that committed
+    handed: Held | None = None  # a step that is claimed already, by the process that committed
     owes_pass: list[Instance] = field(default_factory=list)
     ended: Instance | None = None
     wakes: list[str] = field(default_factory=list)  # instances that were sent something
@@ -79,12 +83,15 @@ class Change:
     report: Report | None = None
     outbox: Outbox = field(default_factory=Outbox)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is written but the instance, a few records of its own that there were, and a new one."""
+        more = (self.notes, self.wakes, self.attributes, self.taken, self.receipts, self.mail, self.published)
+        rest = (self.subscriptions, self.unread, self.started_child, self.ends, self.ends_run, self.report)
+        is_small = len(self.rows) <= MOST_PLAIN_ROWS and len(self.new_rows) <= 1
+        return is_small and not any(more) and not any(rest)
+
     def change_row(self, row: HistoryRow, values: Mapping[str, Any]) -> None:
         """Write ``values`` to a record, beside what is written to it already."""
         read, earlier = self.rows.get(row.seq, (row, {}))
         self.rows[row.seq] = (read, {**earlier, **values})
-
-
-def with_values(instance: Instance, values: Mapping[str, Any]) -> Instance:
-    """Return the instance as it will be."""
-    return dataclasses.replace(instance, **values)

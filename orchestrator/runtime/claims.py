@@ -8,16 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
-from orchestrator.core.records import State
 from orchestrator.runtime.executing import Executing, token_of
 from orchestrator.runtime.notices import Notice
 from orchestrator.runtime.observing import Observers
 from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.transactions import Clock, utc_now
 from orchestrator.store import claiming, history, workers
-from orchestrator.store.claiming import Claimant
+from orchestrator.store.claiming import Claimant, Held
 from orchestrator.store.engine import Store
-from orchestrator.store.history import HistoryRow, StepKey
+from orchestrator.store.history import StepKey
 
 
 class Claims:
@@ -47,7 +46,7 @@ class Claims:
         finally:
             self.state.end(token)
 
-    def claim(self, key: StepKey, name: str, dispatch: int, compensation: str | None) -> HistoryRow | None:
+    def claim(self, key: StepKey, name: str, dispatch: int, compensation: str | None) -> Held | None:
         """Claim a step of the task ``name``; ``None`` where it is not to be had, or this worker has been given up."""
         if not self.beat_first():
             return None
@@ -55,23 +54,26 @@ class Claims:
         tried_at: set[datetime] = set()
         told: list[Notice] = []
 
-        def once() -> HistoryRow | None:
-            with self.store.begin("claim") as connection:
+        def once() -> Held | None:
+            # one statement, which needs no transaction around it where nothing else is written
+            is_alone = self.observers is None or not self.observers.owes_notices
+            with self.store.begin("claim", locks_late=is_alone) as connection:
                 row = history.find_row(connection, key) if tried_at else None
-                if row is not None and _is_own(row, dispatch, claimant) and row.started_at in tried_at:
+                own = (claimant.incarnation, claimant.process)
+                if row is not None and row.dispatch == dispatch and any(row.is_held_by(*own, at) for at in tried_at):
                     # the answer to the COMMIT before was lost: the claim is held already, by this very call
-                    return row
+                    return Held(row)
                 now = self.clock()
                 tried_at.add(now)
                 claimed = claiming.claim(connection, key, name, dispatch, claimant, now, compensation)
                 if claimed is not None and self.observers is not None:
-                    told[:] = self.observers.note_claim(connection, claimed, now)
+                    told[:] = self.observers.note_claim(connection, claimed.row, now)
                 return claimed
 
-        row = self.store.retrying(once, patience_seconds=self.settings.store_patience)
-        if row is not None and self.observers is not None:
+        held = self.store.retrying(once, patience_seconds=self.settings.store_patience)
+        if held is not None and self.observers is not None:
             self.observers.tell(told)
-        return row
+        return held
 
     def beat_first(self) -> bool:
         """Beat, where the worker's last beat is old, before a step is begun; ``False``: the worker was given up."""
@@ -94,11 +96,3 @@ class Claims:
                 return workers.beat(connection, incarnation, self.clock())
 
         return self.store.retrying(once, patience_seconds=self.settings.store_patience)
-
-
-def _is_own(row: HistoryRow, dispatch: int, claimant: Claimant) -> bool:
-    return (
-        row.state is State.RUNNING
-        and row.dispatch == dispatch
-        and (row.claim_incarnation, row.claim_process) == (claimant.incarnation, claimant.process)
-    )

@@ -24,6 +24,7 @@ from orchestrator.runtime.offering import Offer, take_up
 from orchestrator.runtime.passes import earliest
 from orchestrator.runtime.settlements import RELEASED, Settlements
 from orchestrator.store import history, instances
+from orchestrator.store.claiming import Held
 from orchestrator.store.engine import is_transient
 from orchestrator.store.history import HistoryRow, StepKey
 from orchestrator.store.instances import Instance
@@ -41,13 +42,21 @@ class Coordinator(Settlements):
     """Settles steps, and what the clock makes of them."""
 
     def end_attempt(
-        self, key: StepKey, attempt: int, ended: Ended, *, makes_pass: bool = True, offer: Offer | None = None
+        self,
+        key: StepKey,
+        attempt: int,
+        ended: Ended,
+        *,
+        makes_pass: bool = True,
+        offer: Offer | None = None,
+        held: Held | None = None,
     ) -> tuple[bool, Outbox]:
         """Record how an attempt ended, in one transaction with the pass that follows if nothing else is waited for.
 
         Returns whether the attempt still held the claim; if it did not, what it came to is kept beside the outcome.
         ``makes_pass=False`` leaves the pass to be made elsewhere (the poller runs no workflow code).  ``offer``: the
-        next step may be claimed in the same commit.
+        next step may be claimed in the same commit.  ``held``: the step as it was claimed, with its instance, of which
+        nothing is read again where that is as it was.
         """
         was_held, is_inline, passes = False, makes_pass, 0
 
@@ -65,7 +74,8 @@ class Coordinator(Settlements):
 
         def end(connection: Connection, instance: Instance) -> Change | None:
             nonlocal was_held
-            row = history.find_row(connection, key)
+            is_known = held is not None and instance is held.instance
+            row = held.row if held is not None and is_known else history.find_row(connection, key)
             if row is None:
                 return None
             was_held = _is_held(row, attempt)
@@ -84,7 +94,13 @@ class Coordinator(Settlements):
 
         def transact() -> Outbox:
             return self.transact(
-                "settle", key.instance_id, key.generation, prepare, on_error=settle_alone, decides=lambda: is_inline
+                "settle",
+                key.instance_id,
+                key.generation,
+                prepare,
+                on_error=settle_alone,
+                decides=lambda: is_inline,
+                known=None if held is None else held.instance,
             )
 
         try:

@@ -43,11 +43,11 @@ class SharedStore(Store):
         self.alias = alias
 
     @contextmanager
-    def begin(self, purpose: str) -> Iterator[Connection]:
+    def begin(self, purpose: str, *, locks_late: bool = False) -> Iterator[Connection]:
         """Open a write transaction.  Raises ``InvalidOperation`` on SQLite where Django's own keeps it from ending."""
         if self.is_sqlite:
             self._check_unlocked()
-        with super().begin(purpose) as connection:
+        with super().begin(purpose, locks_late=locks_late) as connection:
             yield connection
 
     def _check_unlocked(self) -> None:

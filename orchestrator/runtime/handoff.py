@@ -31,7 +31,7 @@ from orchestrator.runtime.executing import token_of
 from orchestrator.runtime.monitoring import Monitor
 from orchestrator.runtime.offering import Offer
 from orchestrator.runtime.settings import Settings
-from orchestrator.store.claiming import Claimant
+from orchestrator.store.claiming import Claimant, Held
 from orchestrator.store.history import HistoryRow, StepKey
 
 #: Options of a signature that are heeded where there is no message, or mean nothing there.
@@ -47,8 +47,8 @@ class Burst:
     ends_at: float  # by the monotonic clock
     hostname: str | None
     is_running: bool = False
-    handed: HistoryRow | None = None
-    held: HistoryRow | None = None  # what was handed over, and is about to run
+    handed: Held | None = None
+    held: Held | None = None  # what was handed over, and is about to run
 
 
 class _OfThread(threading.local):
@@ -128,7 +128,7 @@ class HandOff:
         if burst is None or burst.is_running or burst.message_id == request.id:
             return burst
         if burst.handed is not None:
-            self.executing.end(token_of(burst.handed.key, burst.handed.dispatch))
+            self.executing.end(token_of(burst.handed.row.key, burst.handed.row.dispatch))
         _own.burst = None
         return None
 
@@ -154,11 +154,11 @@ class HandOff:
         if burst is not None:
             burst.handed = outbox.handed
 
-    def find_held(self, key: StepKey, dispatch: int) -> HistoryRow | None:
+    def find_held(self, key: StepKey, dispatch: int) -> Held | None:
         """Return the step that this process holds already, if that is the one."""
         burst = _own.burst
         held = None if burst is None else burst.held
-        return held if held is not None and (held.key, held.dispatch) == (key, dispatch) else None
+        return held if held is not None and (held.row.key, held.row.dispatch) == (key, dispatch) else None
 
     def on_postrun(self, task_id: str | None = None, **_kwargs: Any) -> None:
         """Run what was handed over, one step after the other (Celery's ``task_postrun``)."""
@@ -168,15 +168,16 @@ class HandOff:
         burst.is_running = True
         try:
             while burst.handed is not None:
-                row, burst.handed = burst.handed, None
-                self._run(burst, row)
+                held, burst.handed = burst.handed, None
+                self._run(burst, held)
         finally:
             _own.burst = None
 
-    def _run(self, burst: Burst, row: HistoryRow) -> None:
+    def _run(self, burst: Burst, held: Held) -> None:
+        row = held.row
         try:
             if self._may_begin(row):
-                burst.held = row
+                burst.held = held
                 self._trace(row, burst.hostname)
         finally:
             burst.held = None

@@ -18,7 +18,7 @@ from orchestrator import codec, errors
 from orchestrator.core.calls.waiting import LONGEST_CHANNEL, LONGEST_MESSAGE_ID, describe_name, is_name
 from orchestrator.core.records import Delivery, Outcome, Payload, PublishMessage
 from orchestrator.runtime import callers, requests, settling
-from orchestrator.runtime.change import Change, Outbox, with_values
+from orchestrator.runtime.change import Change, Outbox
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.writing import WOKEN_AT_ONCE
 from orchestrator.store import history, instances, mailbox
@@ -91,7 +91,7 @@ class Postman:
             if mail.kind is not MailKind.MESSAGE:
                 self._obey(connection, instance, mail, change)
                 change.unread.append(mail.id)
-        if instance.status.is_final or with_values(instance, change.instance).status.is_final:
+        if instance.status.is_final or instance.changed(change.instance).status.is_final:
             change.unread += [mail.id for mail in messages]
         elif messages:
             self._number(connection, instance, messages, change)
@@ -111,7 +111,7 @@ class Postman:
             receives.remove(row)
             outcome = {"outcome": Outcome.SUCCEEDED}
             waiting = settling.count_down(seen, row, outcome, is_closed=True)
-            seen = settling.with_waiting(seen, waiting)
+            seen = seen.changed({"waiting": waiting})
             change.change_row(row, {"awaited": None})
         change.instance.update(
             next_order=order + len(messages), last_at=at, waiting=seen.waiting, mail=instance.mail + len(messages)

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator import codec
 from orchestrator.core.records import Failure, Kind, Outcome, State
-from orchestrator.runtime.change import Change, with_values
+from orchestrator.runtime.change import Change
 from orchestrator.runtime.dispatch import task_id_of
 from orchestrator.store.history import FRESH, HistoryRow
 from orchestrator.store.instances import Instance, Status
@@ -45,7 +45,7 @@ def list_notices(instance: Instance, change: Change, now: datetime, *, scheduled
 
     Steps that are to be run are left out unless they are wanted (``scheduled``).
     """
-    became = with_values(instance, change.instance)
+    became = instance.changed(change.instance)
     at = max(now, became.last_at)
     steps = [
         Notice(signal, row.name, instance.id, instance.generation, instance.workflow, row.run, at, arguments)

@@ -115,13 +115,13 @@ class Observers:
     def _is_owed(self, signal: str, sender: str) -> bool:
         return self.settings.signals == "always" or bool(_SIGNALS[signal].has_listeners(sender))
 
+    @property
+    def owes_notices(self) -> bool:
+        """Whether anything may have to be written down for receivers, in the transaction that it is about."""
+        return self.settings.signals == "always" or any(signal.receivers for signal in _SIGNALS.values())
+
     def _is_anybody_there(self) -> bool:
-        return (
-            self.settings.signals == "always"
-            or logger.isEnabledFor(logging.WARNING)
-            or self.monitor.is_listening
-            or any(signal.receivers for signal in _SIGNALS.values())
-        )
+        return self.owes_notices or logger.isEnabledFor(logging.WARNING) or self.monitor.is_listening
 
     def _wants_scheduled(self) -> bool:
         """Tell whether anybody wants to know of each step that is to be run: a map has ten thousand of them."""

@@ -10,8 +10,8 @@ from typing import Any
 from orchestrator.core.records import State
 from orchestrator.runtime.change import Change
 from orchestrator.runtime.executing import Executing, token_of
-from orchestrator.store.claiming import Claimant
-from orchestrator.store.history import HistoryRow
+from orchestrator.store.claiming import Claimant, Held
+from orchestrator.store.history import FRESH, HistoryRow
 
 
 @dataclass(slots=True)
@@ -54,8 +54,13 @@ def take_up(change: Change, offer: Offer, now: datetime) -> None:
     fresh = next((new for new in change.new_rows if new["seq"] == row.seq), None)
     if fresh is not None:
         fresh.update(values)
+        row = HistoryRow(**{**FRESH, **fresh})  # what it is awaited for was not known yet when it was to be published
     else:  # an item that its map had held back
-        change.change_row(change.rows[row.seq][0], values)
+        read, _ = change.rows[row.seq]
+        if row.seq in change.wakes:
+            values |= {"awaited": change.instance["wait_number"], "wake": change.wakes[row.seq]}
+        change.change_row(read, values)
+        row = read.changed(change.rows[row.seq][1])
     offer.announce(row)
     change.outbox.steps = [each for each in change.outbox.steps if each.seq != row.seq]
-    change.outbox.handed = row.changed(values)
+    change.outbox.handed = Held(row)

@@ -17,7 +17,7 @@ from orchestrator import codec
 from orchestrator.core.live import CannotGoOn, LivePass
 from orchestrator.core.records import Broken, Decision, Event, History, Record, Recurred, State, Waiting
 from orchestrator.runtime import decisions, requests, settling
-from orchestrator.runtime.change import Change, Outbox, with_values
+from orchestrator.runtime.change import Change, Outbox
 from orchestrator.runtime.logs import about
 from orchestrator.runtime.offering import Offer, take_up
 from orchestrator.runtime.remembered import Remembered
@@ -85,7 +85,7 @@ class Passes(Transactions):
             settling.owe_pass(instance, change, self.later(self.settings.publish_grace))
             return
         change.has_pass = True
-        seen = with_values(instance, change.instance)
+        seen = instance.changed(change.instance)
         known = self.memory.take(instance)
         rows = self._load_rows(connection, instance, change, 0 if known is None else known.mark)
         after = 0 if known is None else known.order
@@ -241,7 +241,7 @@ class Passes(Transactions):
             if instance.pass_attempts >= cap and settling.may_be_passing(instance, self.clock()):
                 return None
             change.instance = settling.count_attempt(instance, cap, self.later(self.settings.publish_grace))
-            found = with_values(instance, change.instance)
+            found = instance.changed(change.instance)
             return change
 
         outbox = self.transact("count-pass", instance_id, generation, prepare)

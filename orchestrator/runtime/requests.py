@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from orchestrator import codec, errors
 from orchestrator.core.records import Failure, Kind, Outcome, State
 from orchestrator.runtime import settling
-from orchestrator.runtime.change import Change, Report, with_values
+from orchestrator.runtime.change import Change, Report
 from orchestrator.runtime.writing import key_of_parent
 from orchestrator.store import history
 from orchestrator.store.history import StepKey
@@ -110,7 +110,7 @@ def request_undo(passes: Passes, instance: Instance, change: Change, waiting: St
         change.instance.update(undo_order=order, undo_at=at, status=Status.COMPENSATING, ended_at=None)
         _owe_pass(passes, instance, change)
     elif instance.status.is_final and waiting is not None:
-        change.report = report_undone(with_values(instance, change.instance), waiting.seq)
+        change.report = report_undone(instance.changed(change.instance), waiting.seq)
 
 
 def report_undone(instance: Instance, undo_seq: int) -> Report | None:
@@ -175,7 +175,7 @@ def end(
         blocked=None,
     )
     change.ends = True
-    ended = with_values(instance, change.instance)
+    ended = instance.changed(change.instance)
     change.outbox.ended = ended
     change.report = _report_end(ended)
 
@@ -190,7 +190,7 @@ def end_again(
     end(passes, instance, change, status, result=instance.result, failure=failure)
     change.ends, change.outbox.ended, change.report = False, None, None
     if instance.undo_seq is not None:
-        change.report = report_undone(with_values(instance, change.instance), instance.undo_seq)
+        change.report = report_undone(instance.changed(change.instance), instance.undo_seq)
 
 
 #: What the end of a child is to its parent: what was undone has left nothing behind.
@@ -220,6 +220,6 @@ def _number(passes: Passes, instance: Instance, change: Change) -> tuple[int, da
 
 
 def _owe_pass(passes: Passes, instance: Instance, change: Change) -> None:
-    seen = with_values(instance, change.instance)
+    seen = instance.changed(change.instance)
     if seen.may_pass:
         settling.owe_pass(instance, change, passes.later(passes.settings.publish_grace))

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from orchestrator import codec
 from orchestrator.core.attempts import AttemptDoubtful, AttemptLost, AttemptSucceeded, Ended
 from orchestrator.core.records import Broken, Diverged, Failure, Kind, NotUndone, Outcome, Role, State, Wake
-from orchestrator.runtime.change import Change, with_values
+from orchestrator.runtime.change import Change
 from orchestrator.store import history
 from orchestrator.store.history import HistoryRow, StepKey
 from orchestrator.store.instances import Instance, Status
@@ -38,11 +38,6 @@ def count_down(instance: Instance, row: HistoryRow, values: Mapping[str, Any], *
     if row.wake is Wake.ALONE or (row.wake is Wake.FAILURE and is_failure):
         return 0
     return instance.waiting - 1
-
-
-def with_waiting(instance: Instance, waiting: int) -> Instance:
-    """Return the instance as it is once more of its wait has been counted."""
-    return with_values(instance, {"waiting": waiting})
 
 
 def frees_place(instance: Instance, row: HistoryRow, outcome: Outcome | None) -> bool:
@@ -100,7 +95,7 @@ def explain(ending: Diverged | Broken) -> str:
 def owe_pass(instance: Instance, change: Change, due_at: datetime) -> None:
     """Leave the pass to whoever takes the message about it, or to the poller's."""
     change.instance.update(pass_due_at=due_at, pass_publications=1)
-    change.outbox.owes_pass = [with_values(instance, change.instance)]
+    change.outbox.owes_pass = [instance.changed(change.instance)]
 
 
 # --- answers that were lost ---------------------------------------------------------------------------------------

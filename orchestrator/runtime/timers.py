@@ -17,7 +17,6 @@ from kombu.exceptions import KombuError
 
 from orchestrator.core.records import Outcome
 from orchestrator.runtime import settling
-from orchestrator.runtime.change import with_values
 from orchestrator.runtime.coordinator import POLLER_PATIENCE_SECONDS
 from orchestrator.runtime.transactions import Transactions
 from orchestrator.store import instances, timers
@@ -121,7 +120,7 @@ def fire_timers(locked: Instance, rows: Iterable[HistoryRow], now: datetime, pas
             fired.append((row, None))
             continue
         if waiting != seen.waiting:
-            seen = with_values(seen, {"waiting": waiting})
+            seen = seen.changed({"waiting": waiting})
         waiting = settling.count_down(seen, row, {"outcome": Outcome.SUCCEEDED}, is_closed=True)
         is_complete = is_complete or (waiting == 0 and seen.waiting > 0)
         fired.append((row, order))
@@ -132,4 +131,4 @@ def fire_timers(locked: Instance, rows: Iterable[HistoryRow], now: datetime, pas
     owes_pass = is_complete and locked.may_pass
     if owes_pass:
         values |= {"pass_due_at": pass_due_at, "pass_publications": 1}
-    return FiredInstance(locked, with_values(locked, values), tuple(fired), owes_pass)
+    return FiredInstance(locked, locked.changed(values), tuple(fired), owes_pass)

@@ -7,6 +7,7 @@ and the instance's version tells at the commit whether what was read still holds
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,12 @@ from orchestrator.runtime.change import Change, Outbox, Report
 from orchestrator.runtime.instrumentation import Instrumentation
 from orchestrator.runtime.remembered import Memory
 from orchestrator.runtime.settings import Settings
-from orchestrator.runtime.writing import write
+from orchestrator.runtime.writing import Locking, write
 from orchestrator.store import instances
+from orchestrator.store.claiming import Held
 from orchestrator.store.engine import Conflict, Store
 from orchestrator.store.instances import Instance
+from orchestrator.store.prepared import may_run_alone
 
 if TYPE_CHECKING:
     from orchestrator.runtime.observing import Observers
@@ -60,11 +63,13 @@ class Transactions:
         patience_seconds: float | None = None,
         on_error: Callable[[BaseException], None] | None = None,
         decides: Callable[[], bool] = lambda: False,
+        known: Instance | None = None,
     ) -> Outbox:
         """Prepare and write a change of one instance; repeat both when anything it was built on has changed.
 
         ``on_error`` is told of what went wrong, if it was not merely that.  ``decides`` tells whether ``prepare`` is
-        going to run workflow code, which may take its time.
+        going to run workflow code, which may take its time.  ``known`` is the instance as somebody has read it: most
+        often it is still so, and need not be read again.
         """
         tried: Change | None = None
 
@@ -77,8 +82,13 @@ class Transactions:
             return tried, Outbox()
 
         def once() -> Outbox:
-            nonlocal tried
+            nonlocal tried, known
             try:
+                if known is not None and known.generation == generation:
+                    read, known = known, None
+                    with suppress(Conflict), self.memory.using():
+                        return self._prepared_unlocked(purpose, read, prepare_once)
+                    tried = None
                 with self.memory.using():
                     return run()
             except Conflict:
@@ -102,6 +112,29 @@ class Transactions:
         patience = self.settings.store_patience if patience_seconds is None else patience_seconds
         return self.store.retrying(once, patience_seconds=patience)
 
+    def _prepared_unlocked(
+        self,
+        purpose: str,
+        read: Instance,
+        prepare: Callable[[Connection, Instance], tuple[Change | None, Outbox]],
+    ) -> Outbox:
+        """Write a change of an instance that was read elsewhere, and is locked by that write, if it is as it was read.
+
+        What else is read comes after the instance, so it cannot be older; if it is newer the instance has changed.
+        """
+        with self.store.begin(purpose, locks_late=True) as connection:
+            change, outbox = prepare(connection, read)
+            if change is None:
+                return outbox
+            is_alone = change.is_plain and may_run_alone(connection) and not self._owes_notices
+            if not is_alone:
+                self.store.lock_late(connection)
+            return self._write(connection, read, change, Locking.ALONE if is_alone else Locking.LATE)
+
+    @property
+    def _owes_notices(self) -> bool:
+        return self.observers is not None and self.observers.owes_notices
+
     def _prepared_outside(
         self,
         purpose: str,
@@ -122,15 +155,21 @@ class Transactions:
                 raise Conflict
             return self._write(connection, locked, change)
 
-    def _write(self, connection: Connection, instance: Instance, change: Change) -> Outbox:
+    def _write(
+        self, connection: Connection, instance: Instance, change: Change, locking: Locking = Locking.FIRST
+    ) -> Outbox:
         now = self.clock()
         if change.outbox.ended is not None and not self.owes_telling(change.outbox.ended):
             change.outbox.ended = None
-        write(connection, instance, change, now, self.settings.publish_grace)
+        # before it is written: that may commit it, and what goes wrong after it would leave it so, and nobody told
         if self.observers is not None:
             change.outbox.notices += self.observers.note(connection, instance, change, now)
             if change.outbox.handed is not None:
-                change.outbox.notices += self.observers.note_claim(connection, change.outbox.handed, now)
+                change.outbox.notices += self.observers.note_claim(connection, change.outbox.handed.row, now)
+        if change.outbox.handed is not None:
+            left = instance.changed({**change.instance, "version": instance.version + 1})
+            change.outbox.handed = Held(change.outbox.handed.row, left if left.waiting <= 1 else None)
+        write(connection, instance, change, now, self.settings.publish_grace, locking)
         if change.report is not None:
             # child before parent: whoever holds a parent's lock never waits for a child's
             change.outbox.extend(self._report(connection, change.report))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import datetime, timedelta
+from enum import Enum
 
 from sqlalchemy import Connection
 
@@ -18,23 +19,43 @@ from orchestrator.store.prepared import Batch
 WOKEN_AT_ONCE = 20
 
 
+class Locking(Enum):
+    """How the instance that is written is locked."""
+
+    FIRST = "before it was read"
+    LATE = "by the first write, if it is as it was read; the others follow only then"
+    ALONE = "the same, and all writes are one statement, which is a transaction of its own: the change is a plain one"
+
+
 class ChildExists(Exception):
     """The id of a child is used by another instance."""
 
 
 def write(
-    connection: Connection, instance: Instance, change: Change, now: datetime, publish_grace_seconds: float
+    connection: Connection,
+    instance: Instance,
+    change: Change,
+    now: datetime,
+    publish_grace_seconds: float,
+    locking: Locking,
 ) -> None:
-    """Write ``change`` to a locked instance, or raise ``Conflict`` where a record is not as it was read."""
+    """Write ``change`` to an instance, or raise ``Conflict`` where that or a record is not as it was read."""
     later = now + timedelta(seconds=publish_grace_seconds)
     batch = Batch(connection)
+    # first: from here on the instance is locked, if it was not before, and as it was read
+    instances.change_instance(batch, instance, change.instance)
     for row, values in change.rows.values():
         # a claim is taken without the instance's lock: whatever is written to a record names its state as read
         history.change_row(batch, row, values)
-    history.insert_rows(connection, change.new_rows, batch)
-    instances.change_instance(batch, instance, change.instance)
-    if not batch.run():
+    if len(change.new_rows) == 1:
+        history.insert_row(batch, change.new_rows[0])
+    run = {Locking.FIRST: batch.run, Locking.LATE: batch.run_guarded, Locking.ALONE: batch.run_alone}[locking]
+    if not run():
         raise Conflict
+    if locking is Locking.ALONE:
+        return
+    if len(change.new_rows) != 1:
+        history.insert_rows(connection, change.new_rows)
     for row, values in change.notes:
         history.note_on_row(connection, row, values)
     history.await_rows(connection, instance, change.instance.get("wait_number", instance.wait_number), change.wakes)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, case, exists, update
+from sqlalchemy import Connection, and_, bindparam, case, exists, select, update
 
 from orchestrator.core.records import State
 from orchestrator.store.history import COLUMNS, OWN_ROW, HistoryRow, StepKey, find_row, own, read_row
+from orchestrator.store.instances import FIND_UNSHARED, INSTANCE_COLUMNS, Instance, read_instance
 from orchestrator.store.prepared import Prepared
-from orchestrator.store.tables import history, worker
+from orchestrator.store.tables import history, instance, worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,14 @@ class Claimant:
 
     incarnation: str
     process: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A step as it was when it was taken, and its instance as it was then, or right after: where anybody looked."""
+
+    row: HistoryRow
+    instance: Instance | None = None
 
 
 _values: dict[str, Any] = {
@@ -51,6 +60,12 @@ _claim = (
 )
 _claim_only = Prepared(_claim)
 _claim_and_read = Prepared(_claim.returning(*COLUMNS))
+_claimed = _claim.returning(*COLUMNS).cte("claimed")
+_claim_and_look = Prepared(
+    select(*(_claimed.c[column.name] for column in COLUMNS), *INSTANCE_COLUMNS).select_from(
+        _claimed.outerjoin(instance, and_(instance.c.id == bindparam("own_instance"), instance.c.waiting <= 1))
+    )
+)
 
 
 def claim(
@@ -61,8 +76,10 @@ def claim(
     claimant: Claimant,
     now: datetime,
     compensation: str | None,
-) -> HistoryRow | None:
+) -> Held | None:
     """Take a scheduled step for one attempt: the only one until it is settled, given back or given up.
+
+    The instance is read first, or together with the record: what is read after it is not older than its version says.
 
     Returns ``None`` where the message is not the newest or names another task, the step is not to be had, or the
     incarnation was given up.
@@ -77,7 +94,19 @@ def claim(
         "now": now,
         "plan": compensation,
     }
+    if connection.dialect.name == "postgresql":
+        both = _claim_and_look.first(connection, given)
+        if both is None:
+            return None
+        of_row, of_instance = both[: len(COLUMNS)], both[len(COLUMNS) :]
+        return Held(read_row(of_row), None if of_instance[0] is None else read_instance(of_instance))
+    found = FIND_UNSHARED.first(connection, {"own_id": key.instance_id})
     if connection.dialect.update_returning:
         taken = _claim_and_read.first(connection, given)
-        return None if taken is None else read_row(taken)
-    return find_row(connection, key) if _claim_only.run(connection, given) == 1 else None
+        row = None if taken is None else read_row(taken)
+    else:
+        row = find_row(connection, key) if _claim_only.run(connection, given) == 1 else None
+        # between two statements that are a transaction each it may have been given up, and taken by another
+        if row is not None and not row.is_held_by(claimant.incarnation, claimant.process, now):
+            return None
+    return None if row is None else Held(row, None if found is None else read_instance(found))

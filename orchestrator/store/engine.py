@@ -73,17 +73,33 @@ class Store:
     def is_sqlite(self) -> bool:
         return self.backend == "sqlite"
 
+    @property
+    def _is_psycopg(self) -> bool:
+        """Whether the driver commits, in its mode without transactions, one that was begun by a statement."""
+        return self.url.get_dialect().driver == "psycopg"
+
     def describe(self) -> str:
         """Return the URL without its password."""
         return self.url.render_as_string(hide_password=True)
 
     @contextmanager
-    def begin(self, purpose: str) -> Iterator[Connection]:
-        """Open a write transaction; it commits at the end of the block."""
+    def begin(self, purpose: str, *, locks_late: bool = False) -> Iterator[Connection]:
+        """Open a write transaction; it commits at the end of the block.
+
+        ``locks_late``: where it can be it begins with ``lock_late``.  What is read before that keeps nobody from
+        writing, and what is written is committed at once, one statement after the other.
+        """
         if self.is_sqlite and _lent_file.get() == self.url.database:
             raise SecondWriter(self.describe())
-        with self._transaction(purpose) as connection:
+        with self._transaction(purpose, begins=not locks_late) as connection:
             yield connection
+
+    def lock_late(self, connection: Connection) -> None:
+        """Begin a transaction that locks late."""
+        if self.is_sqlite:
+            _begin_immediate.run(connection, {})
+        elif self._is_psycopg:
+            _begin_read_committed.run(connection, {})
 
     @contextmanager
     def read(self, purpose: str) -> Iterator[Connection]:
@@ -92,12 +108,17 @@ class Store:
             yield connection
 
     @contextmanager
-    def _transaction(self, purpose: str) -> Iterator[Connection]:
+    def _transaction(self, purpose: str, *, begins: bool = True) -> Iterator[Connection]:
         engine = self._ready_engine()
         token = current_purpose.set(purpose)
         try:
-            with guard.inside(), engine.connect() as connection, connection.begin():
-                yield connection
+            with guard.inside(), engine.connect() as connection:
+                if not begins and self.is_sqlite:
+                    connection.execution_options(orchestrator_begins=False)
+                elif not begins and self._is_psycopg:
+                    connection.execution_options(isolation_level="AUTOCOMMIT")
+                with connection.begin():
+                    yield connection
         finally:
             current_purpose.reset(token)
 
@@ -305,6 +326,7 @@ if hasattr(os, "register_at_fork"):
 
 
 _begin, _begin_immediate = Prepared(text("BEGIN")), Prepared(text("BEGIN IMMEDIATE"))
+_begin_read_committed = Prepared(text("BEGIN ISOLATION LEVEL READ COMMITTED"))
 
 
 def _sqlite_engine(url: Any, max_overflow: int) -> Engine:
@@ -321,8 +343,11 @@ def _sqlite_engine(url: Any, max_overflow: int) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
+        options = connection.get_execution_options()
+        if not options.get("orchestrator_begins", True):
+            return
         only_reads = current_purpose.get().startswith(f"{_READ} ")
-        immediate = connection.get_execution_options().get("orchestrator_immediate", not only_reads)
+        immediate = options.get("orchestrator_immediate", not only_reads)
         (_begin_immediate if immediate else _begin).run(connection, {})
 
     return engine
@@ -334,7 +359,8 @@ def _postgresql_arguments(url: URL, limit_seconds: float) -> dict[str, Any]:
     own = url.query.get("options", "")  # a search_path, perhaps: what is given here takes the place of the URL's
     given = own if isinstance(own, str) else " ".join(own)
     return {
-        "options": f"{given} -c idle_in_transaction_session_timeout={milliseconds} -c tcp_keepalives_idle={seconds} "
+        "options": f"{given} -c default_transaction_isolation=read\\ committed "
+        f"-c idle_in_transaction_session_timeout={milliseconds} -c tcp_keepalives_idle={seconds} "
         f"-c tcp_keepalives_interval={seconds} -c tcp_keepalives_count=3 -c tcp_user_timeout={milliseconds}",
         "connect_timeout": 5,
         "keepalives_idle": seconds,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, insert, literal_column, or_, select, update
@@ -116,9 +117,20 @@ class HistoryRow:
         """Whether an operator has to decide on it: it failed, or its timeout has passed and an attempt goes on."""
         return self.state is State.BLOCKED or (self.state is State.RUNNING and self.is_timed_out)
 
-    def changed(self, values: Mapping[str, Any]) -> HistoryRow:
-        return replace(self, **values)
+    def is_held_by(self, incarnation: str, process: int, claimed_at: datetime) -> bool:
+        """Tell whether it is claimed as this process of a worker claimed it then."""
+        held = (self.state, self.claim_incarnation, self.claim_process, self.started_at)
+        return held == (State.RUNNING, incarnation, process, claimed_at)
 
+    def changed(self, values: Mapping[str, Any]) -> HistoryRow:
+        fields = list(_fields_of(self))  # the time of ``dataclasses.replace`` grows with the fields, and they are many
+        for name, value in values.items():
+            fields[_places[name]] = value
+        return HistoryRow(*fields)
+
+
+_fields_of = attrgetter(*HistoryRow.__slots__)
+_places = {name: index for index, name in enumerate(HistoryRow.__slots__)}
 
 #: What a ``HistoryRow`` is read from.
 COLUMNS = [history.c[name] for name in HistoryRow.__slots__]
@@ -348,20 +360,20 @@ def find_undoing(connection: Connection, key: StepKey) -> HistoryRow | None:
 _insert_row = PreparedWrites(lambda columns: insert(history).values({name: bindparam(name) for name in columns}))
 
 
-def insert_rows(connection: Connection, rows: Sequence[Mapping[str, Any]], batch: Batch | None = None) -> None:
-    """Insert records, an only one with the batch, if given; what of ``FRESH`` they do not say holds for them."""
+def insert_row(batch: Batch, row: Mapping[str, Any]) -> None:
+    """Add to a batch what inserts a record; what of ``FRESH`` it does not say holds for it."""
+    new = {**FRESH, **row}
+    # what is null is left out: the columns are many, and most of them are
+    batch.add(_insert_row.of(tuple(name for name, value in new.items() if value is not None)), new)
+
+
+def insert_rows(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert records as ``insert_row`` does, all at once."""
     if not rows:
         return
     every = [{**FRESH, **row} for row in rows]
-    # what is null in all of them is left out: the columns are many, and most of them are
     used = tuple(name for name in every[0] if any(row[name] is not None for row in every))
-    if len(every) == 1:
-        own = Batch(connection) if batch is None else batch
-        own.add(_insert_row.of(used), every[0])
-        if batch is None:
-            own.run()
-    else:
-        connection.execute(insert(history), [{name: row[name] for name in used} for row in every])
+    connection.execute(insert(history), [{name: row[name] for name in used} for row in every])
 
 
 _change_row = PreparedWrites(

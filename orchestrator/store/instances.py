@@ -8,11 +8,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, delete, exc, insert, literal, or_, select, update
 
 from orchestrator.core.records import Payload
+from orchestrator.store.engine import Conflict
 from orchestrator.store.prepared import Batch, Prepared, PreparedWrites
 from orchestrator.store.tables import attribute, finish, instance, run
 
@@ -93,11 +95,20 @@ class Instance:
         """Whether its first pass may be made: it was made, or the eta that the instance was started with has come."""
         return self.started_at is not None or self.run_started_at is None or self.run_started_at <= now
 
+    def changed(self, values: Mapping[str, Any]) -> Instance:
+        fields = list(_fields_of(self))
+        for name, value in values.items():
+            fields[_places[name]] = value
+        return Instance(*fields)
+
     @property
     def may_pass(self) -> bool:
         """Whether passes are made: an instance that is blocked for a step goes on with the others."""
         return self.status in PASSING or (self.status is Status.BLOCKED and self.blocked_steps > 0)
 
+
+_fields_of = attrgetter(*Instance.__slots__)
+_places = {name: index for index, name in enumerate(Instance.__slots__)}
 
 #: The statuses in which passes are made.
 PASSING = (Status.PENDING, Status.RUNNING, Status.COMPENSATING)
@@ -114,11 +125,11 @@ class Parent:
     root_id: str
 
 
-_COLUMNS = [instance.c[name] for name in Instance.__slots__]
+INSTANCE_COLUMNS = [instance.c[name] for name in Instance.__slots__]
 _PAYLOADS = ("input", "result", "failure", "request", "seeds")
 
 
-def _instance(row: Any) -> Instance:
+def read_instance(row: Any) -> Instance:
     values = list(row)
     values[4] = Status(values[4])
     return Instance(*values)
@@ -181,13 +192,16 @@ def insert_instance(
 
 
 _own_instance = instance.c.id == bindparam("own_id")
-_find_instance = Prepared(select(*_COLUMNS).where(_own_instance))
-_lock_instance = Prepared(select(*_COLUMNS).where(_own_instance).with_for_update())
+_find_instance = Prepared(select(*INSTANCE_COLUMNS).where(_own_instance))
+_lock_instance = Prepared(select(*INSTANCE_COLUMNS).where(_own_instance).with_for_update())
+#: For ``read_instance``.  Finds nothing where several completions are waited for: each changes the instance, and what
+#: is known of it would hold for no time.
+FIND_UNSHARED = Prepared(select(*INSTANCE_COLUMNS).where(_own_instance, instance.c.waiting <= 1))
 
 
 def find_instance(connection: Connection, instance_id: str) -> Instance | None:
     row = _find_instance.first(connection, {"own_id": instance_id})
-    return None if row is None else _instance(row)
+    return None if row is None else read_instance(row)
 
 
 def list_family(connection: Connection, instance_id: str) -> list[Instance]:
@@ -196,31 +210,39 @@ def list_family(connection: Connection, instance_id: str) -> list[Instance]:
     if found is None:
         return []
     root = found.root_id or found.id
-    rows = connection.execute(select(*_COLUMNS).where(or_(instance.c.id == root, instance.c.root_id == root)))
-    return [_instance(row) for row in rows]
+    rows = connection.execute(select(*INSTANCE_COLUMNS).where(or_(instance.c.id == root, instance.c.root_id == root)))
+    return [read_instance(row) for row in rows]
 
 
 def find_instances(connection: Connection, instance_ids: Collection[str]) -> dict[str, Instance]:
     """Return those of the instances that exist, by id."""
-    rows = connection.execute(select(*_COLUMNS).where(instance.c.id.in_(instance_ids)))
-    return {found.id: found for found in map(_instance, rows)}
+    rows = connection.execute(select(*INSTANCE_COLUMNS).where(instance.c.id.in_(instance_ids)))
+    return {found.id: found for found in map(read_instance, rows)}
 
 
 def lock_instance(connection: Connection, instance_id: str) -> Instance | None:
     """Lock the instance and all that belongs to it until the transaction ends."""
     row = _lock_instance.first(connection, {"own_id": instance_id})
-    return None if row is None else _instance(row)
+    return None if row is None else read_instance(row)
 
 
 def lock_free_instances(connection: Connection, instance_ids: Collection[str]) -> list[Instance]:
     """Lock those of the instances that nobody else has locked, and wait for none; their payloads are not read."""
     columns = [literal("").label(name) if name in _PAYLOADS else instance.c[name] for name in Instance.__slots__]
     statement = select(*columns).where(instance.c.id.in_(instance_ids)).order_by(instance.c.id)
-    return [_instance(row) for row in connection.execute(statement.with_for_update(skip_locked=True))]
+    return [read_instance(row) for row in connection.execute(statement.with_for_update(skip_locked=True))]
 
 
 _update_instance = PreparedWrites(
-    lambda columns: update(instance).where(_own_instance).values({name: bindparam(f"new_{name}") for name in columns})
+    lambda columns: (
+        update(instance)
+        .where(
+            _own_instance,
+            instance.c.generation == bindparam("own_generation"),
+            instance.c.version == bindparam("was_version"),
+        )
+        .values({name: bindparam(f"new_{name}") for name in columns})
+    )
 )
 
 
@@ -228,14 +250,19 @@ def update_instance(connection: Connection, locked: Instance, values: Mapping[st
     """Write ``values`` to a locked instance."""
     batch = Batch(connection)
     change_instance(batch, locked, values)
-    batch.run()
+    if not batch.run():
+        raise Conflict
 
 
-def change_instance(batch: Batch, locked: Instance, values: Mapping[str, Any]) -> None:
-    """Add to a batch what writes ``values`` to a locked instance; its version tells others that it changed."""
-    changed = {**values, "version": locked.version + 1}
+def change_instance(batch: Batch, read: Instance, values: Mapping[str, Any]) -> None:
+    """Add to a batch what writes ``values`` to an instance, if that is as it was read; its version tells others.
+
+    From then on it is locked, if it was not before.
+    """
+    changed = {**values, "version": read.version + 1}
     new = {f"new_{name}": value for name, value in changed.items()}
-    batch.add(_update_instance.of(tuple(sorted(changed))), {"own_id": locked.id, **new})
+    given = {"own_id": read.id, "own_generation": read.generation, "was_version": read.version, **new}
+    batch.add(_update_instance.of(tuple(sorted(changed))), given, expects=1)
 
 
 def set_attributes(connection: Connection, instance_id: str, attributes: Mapping[str, Any]) -> None:
@@ -285,7 +312,7 @@ def list_instances(
     cursor: str | None = None,
 ) -> Page:
     """Return up to ``limit`` instances, newest first; pages hold while new ones are started."""
-    statement = select(*_COLUMNS).order_by(instance.c.created_at.desc(), instance.c.id.desc()).limit(limit + 1)
+    statement = select(*INSTANCE_COLUMNS).order_by(instance.c.created_at.desc(), instance.c.id.desc()).limit(limit + 1)
     if workflow is not None:
         statement = statement.where(instance.c.workflow == workflow)
     if statuses:
@@ -304,7 +331,7 @@ def list_instances(
         # the first part alone is what an index is entered by, however far down the page is
         older = and_(instance.c.created_at <= at, or_(instance.c.created_at < at, instance.c.id < last_id))
         statement = statement.where(older)
-    rows = [_instance(row) for row in connection.execute(statement)]
+    rows = [read_instance(row) for row in connection.execute(statement)]
     more = len(rows) > limit
     rows = rows[:limit]
     return Page(rows, _make_cursor(rows[-1]) if more else None)

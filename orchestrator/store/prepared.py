@@ -8,16 +8,13 @@ way there.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Dialect
-from sqlalchemy.sql.elements import BindParameter, TextClause
 from sqlalchemy.sql.expression import Executable
-from sqlalchemy.types import TypeEngine
 
-Processor = Callable[[Any], Any]
+from orchestrator.store.compiled import Compiled, Together, at_once, has_pipeline, is_listened_to, is_psycopg
 
 
 class Prepared:
@@ -28,17 +25,17 @@ class Prepared:
 
     def __init__(self, statement: Executable) -> None:
         self.statement = statement
-        self._compiled: weakref.WeakKeyDictionary[Dialect, _Compiled] = weakref.WeakKeyDictionary()
+        self._compiled: weakref.WeakKeyDictionary[Dialect, Compiled] = weakref.WeakKeyDictionary()
 
     def rows(self, connection: Connection, parameters: Mapping[str, Any]) -> list[Any]:
         """Return all rows, each a sequence of values."""
-        if _is_listened_to(connection):
+        if is_listened_to(connection):
             return list(connection.execute(self.statement, dict(parameters)))
         compiled = self._for(connection)
-        with _at_once(connection):  # with the BEGIN before it
+        with at_once(connection, 1):
             cursor = compiled.execute(connection, parameters)
         try:
-            return compiled.fetch(cursor)
+            return compiled.fetch(connection, cursor)
         finally:
             cursor.close()
 
@@ -49,7 +46,7 @@ class Prepared:
 
     def run(self, connection: Connection, parameters: Mapping[str, Any]) -> int:
         """Execute, and return how many rows it met."""
-        if _is_listened_to(connection):
+        if is_listened_to(connection):
             return connection.execute(self.statement, dict(parameters)).rowcount
         cursor = self._for(connection).execute(connection, parameters)
         try:
@@ -57,10 +54,10 @@ class Prepared:
         finally:
             cursor.close()
 
-    def _for(self, connection: Connection) -> _Compiled:
+    def _for(self, connection: Connection) -> Compiled:
         compiled = self._compiled.get(connection.dialect)
         if compiled is None:
-            compiled = self._compiled[connection.dialect] = _Compiled(self.statement, connection.dialect)
+            compiled = self._compiled[connection.dialect] = Compiled(self.statement, connection)
         return compiled
 
 
@@ -77,15 +74,42 @@ class Batch:
 
     def run(self) -> bool:
         """Execute all; ``False`` where one of them met other than what it was to meet: then roll back."""
-        connection, writes = self._connection, self._writes
-        if _is_listened_to(connection) or not _has_pipeline(connection):
+        return self._run(self._writes)
+
+    def run_guarded(self) -> bool:
+        """Do the same, the others only where the first one has met what it was to meet.
+
+        It locks what guards the others; whoever wrote them without that lock could wait for those that wait for him.
+        """
+        return self._run(self._writes[:1]) and self._run(self._writes[1:])
+
+    def _run(self, writes: list[tuple[Prepared, Mapping[str, Any], int | None]]) -> bool:
+        connection = self._connection
+        if is_listened_to(connection) or not has_pipeline(connection):
             return all(expects in (None, prepared.run(connection, given)) for prepared, given, expects in writes)
-        with _at_once(connection):
-            cursors = [prepared._for(connection).execute(connection, given) for prepared, given, _ in writes]
-        met = [int(cursor.rowcount) for cursor in cursors]
-        for cursor in cursors:
-            cursor.close()
-        return all(expects in (None, count) for count, (_, _, expects) in zip(met, writes, strict=True))
+        cursors: list[Any] = []
+        try:
+            with at_once(connection, len(writes)):
+                cursors += [prepared._for(connection).execute(connection, given) for prepared, given, _ in writes]
+            met = [int(cursor.rowcount) for cursor in cursors]
+            return all(expects in (None, each) for each, (_, _, expects) in zip(met, writes, strict=True))
+        finally:
+            for cursor in cursors:
+                cursor.close()
+
+    def run_alone(self) -> bool:
+        """Execute all as one statement, which is a transaction of its own; ``False``: nothing was written.
+
+        For a connection of ``may_run_alone`` that is not in a transaction.  The first write locks what guards the rest:
+        the others wait for it.
+        """
+        which = tuple((prepared, expects) for prepared, _, expects in self._writes)
+        kept = _together.setdefault(self._connection.dialect, {})
+        together = kept.get(which)
+        if together is None:
+            every = [(prepared._for(self._connection), expects) for prepared, expects in which]
+            together = kept[which] = Together(every)
+        return together.run(self._connection, [given for _, given, _ in self._writes])
 
 
 class PreparedWrites:
@@ -102,87 +126,10 @@ class PreparedWrites:
         return prepared
 
 
-class _Compiled:
-    """A statement as one engine's driver takes it."""
-
-    def __init__(self, statement: Executable, dialect: Dialect) -> None:
-        untyped: Any = statement
-        compiled = untyped.compile(dialect=dialect)
-        self.sql = str(compiled)
-        self.dialect = dialect
-        order = compiled.positiontup if compiled.positional else list(compiled.bind_names.values())
-        binds: dict[str, BindParameter[Any]] = {name: bind for bind, name in compiled.bind_names.items()}
-        # (name in the statement, key of the caller's value, the value where it is the statement's own, processor)
-        self.binds = [(name, *_source(binds[name]), _bind_processor(binds[name], dialect)) for name in order]
-        self.is_positional = bool(compiled.positional)
-        columns = () if isinstance(statement, TextClause) else untyped._all_selected_columns
-        self.types: list[TypeEngine[Any]] = [column.type for column in columns]
-        self.processors: list[tuple[int, Processor]] | None = None
-
-    def execute(self, connection: Connection, parameters: Mapping[str, Any]) -> Any:
-        values: Any = []
-        for _name, key, own, processor in self.binds:
-            value = own if key is None else parameters[key]
-            values.append(value if processor is None else processor(value))
-        if not self.is_positional:
-            values = {bind[0]: value for bind, value in zip(self.binds, values, strict=True)}
-        cursor = connection.connection.cursor()
-        try:
-            cursor.execute(self.sql, values)
-        except (self.dialect.loaded_dbapi.Error, KeyboardInterrupt, SystemExit) as error:
-            # what SQLAlchemy does with errors of its own executions: it wraps them, tells those that listen for errors,
-            # and throws a connection away that is lost, or that was interrupted in the middle of an answer
-            connection._handle_dbapi_exception(error, self.sql, None, cursor, None)
-        return cursor
-
-    def fetch(self, cursor: Any) -> list[Any]:
-        """Return all rows, with values of the types that their columns have in Python."""
-        if self.processors is None:  # some depend on the types that the driver tells with the first answer
-            codes = [description[1] for description in cursor.description]
-            found = [_result_processor(*each, self.dialect) for each in zip(self.types, codes, strict=True)]
-            self.processors = [(index, each) for index, each in enumerate(found) if each is not None]
-        rows = [list(row) for row in cursor.fetchall()]
-        for index, processor in self.processors:
-            for row in rows:
-                row[index] = processor(row[index])
-        return rows
+_together: weakref.WeakKeyDictionary[Dialect, dict[tuple[tuple[Prepared, int | None], ...], Together]]
+_together = weakref.WeakKeyDictionary()
 
 
-def _has_pipeline(connection: Connection) -> bool:
-    dialect: Any = connection.dialect
-    return dialect.driver == "psycopg" and bool(dialect.loaded_dbapi.Pipeline.is_supported())
-
-
-@contextmanager
-def _at_once(connection: Connection) -> Iterator[None]:
-    """Send what the block executes without waiting for answers in between (libpq's pipeline mode), if the driver can.
-
-    An answer is there at its end.
-    """
-    if not _has_pipeline(connection):
-        yield
-        return
-    driven: Any = connection.connection.dbapi_connection
-    try:
-        with driven.pipeline():
-            yield
-    except connection.dialect.loaded_dbapi.Error as error:
-        connection._handle_dbapi_exception(error, None, None, None, None)
-
-
-def _source(bind: BindParameter[Any]) -> tuple[str | None, Any]:
-    """Return the key under which a caller gives a value, or ``None`` and the value that the statement has itself."""
-    return (bind.key, None) if bind.required else (None, bind.effective_value)
-
-
-def _bind_processor(bind: BindParameter[Any], dialect: Dialect) -> Processor | None:
-    return bind.type.dialect_impl(dialect).bind_processor(dialect)
-
-
-def _result_processor(kind: TypeEngine[Any], code: object, dialect: Dialect) -> Processor | None:
-    return kind.dialect_impl(dialect).result_processor(dialect, code)
-
-
-def _is_listened_to(connection: Connection) -> bool:
-    dispatch: Any = connection.engine.dispatch
-    return bool(dispatch.before_cursor_execute or dispatch.after_cursor_execute or connection.engine.echo)
+def may_run_alone(connection: Connection) -> bool:
+    """Tell whether several writes can be one statement here."""
+    return is_psycopg(connection) and not is_listened_to(connection)

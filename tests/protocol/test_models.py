@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from . import children, handoff, mailbox, unflushed
+from . import children, handoff, mailbox, unflushed, unlocked
 from .children import Family
 from .exploring import explore
 from .handoff import Handoff
 from .mailbox import Mailbox
 from .unflushed import WITHOUT_PAUSE, Unflushed
+from .unlocked import Unlocked
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
@@ -165,3 +166,29 @@ def test_without_a_pause_a_crash_alone_leaves_no_effect_unnamed() -> None:
 def test_without_a_pause_attempts_run_side_by_side_and_a_second_fault_leaves_an_effect(what: str, losses: int) -> None:
     finding = explore(Unflushed(WITHOUT_PAUSE, checks=frozenset({what}), losses=losses))
     assert finding.what.startswith(what), finding
+
+
+def test_a_settlement_that_locks_late_holds_with_all_rules() -> None:
+    finding = explore(Unlocked(frozenset(unlocked.RULES)))
+    assert not finding.what, finding
+    assert finding.states > 50
+
+
+@pytest.mark.parametrize(
+    ("rule", "what"),
+    [
+        ("compared", "STALE"),
+        ("raised", "STALE"),
+        ("instance_first", "STALE"),
+        ("made_again", "LOST"),
+    ],
+)
+def test_a_settlement_that_locks_late_breaks_without(rule: str, what: str) -> None:
+    finding = explore(Unlocked(frozenset(unlocked.RULES) - {rule}))
+    assert finding.what.startswith(what), finding
+    assert finding.schedule
+
+
+def test_a_settlement_that_locks_late_and_compares_nothing_loses_a_completion() -> None:
+    finding = explore(Unlocked(frozenset(unlocked.RULES) - {"compared"}, is_cancelled=False))
+    assert finding.what.startswith("LOST"), finding

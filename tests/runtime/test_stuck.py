@@ -73,7 +73,7 @@ class Shop:
             claimant = Claimant("worker-1", 1)
             taken = claiming.claim(connection, row.key, row.name, row.dispatch, claimant, self.now, None)
         assert taken is not None
-        return taken
+        return taken.row
 
     def end(self, handle: WorkflowHandle, seq: int, ended: Ended) -> None:
         row = self.take(handle, seq)

@@ -223,8 +223,8 @@ def test_a_send_whose_answer_was_lost_is_received_once(lives: Worlds) -> None:
     begin, answers = started.store.begin, iter((False, True))
 
     @contextmanager
-    def loses_an_answer(purpose: str) -> Iterator[Connection]:
-        with begin(purpose) as connection:
+    def loses_an_answer(purpose: str, *, locks_late: bool = False) -> Iterator[Connection]:
+        with begin(purpose, locks_late=locks_late) as connection:
             yield connection
         if purpose == "send" and not next(answers, True):
             raise exc.OperationalError("COMMIT", {}, Exception("server closed the connection"))

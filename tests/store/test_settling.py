@@ -124,8 +124,8 @@ def test_a_claim_whose_answer_was_lost_is_known_for_its_own(world: Worlds) -> No
     started = started_with(world, one_step)
     claims = claims_of(started)
     lose_answer(started.store, lost_answer(), "claim")
-    row = claims.claim(started.row(0).key, started.row(0).name, 1, None)
-    assert row is not None and row.attempt == 1
+    held = claims.claim(started.row(0).key, started.row(0).name, 1, None)
+    assert held is not None and held.row.attempt == 1
 
 
 def test_a_claim_of_another_thread_is_not_taken_for_ones_own(world: Worlds) -> None:

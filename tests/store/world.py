@@ -30,7 +30,7 @@ from orchestrator.runtime.passes import WorkflowOptions
 from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.timers import Timers
 from orchestrator.store import claiming, due, history, instances, mailbox, tables, workers
-from orchestrator.store.claiming import Claimant
+from orchestrator.store.claiming import Claimant, Held
 from orchestrator.store.engine import Store
 from orchestrator.store.history import HistoryRow, StepKey
 from orchestrator.store.instances import Instance, Status
@@ -165,6 +165,7 @@ class World:
         self.published: list[tuple[int, int]] = []
         self.passes_owed = 0
         self.begun: list[str] = []  # ids of children whose start was published
+        self._held: dict[tuple[StepKey, int], Held] = {}  # what a claim found, as its process has it
         self.connect()
 
     def connect(self, store: Store | None = None) -> None:
@@ -250,10 +251,14 @@ class World:
         key = StepKey(self.instance_id, generation or self.generation, self.run_number, seq)
         if dispatch is None:
             dispatch = self.row(seq).dispatch
-        with self.store.begin("claim") as connection:
-            return claiming.claim(
+        with self.store.begin("claim", locks_late=True) as connection:
+            held = claiming.claim(
                 connection, key, name or self.row(seq).name, dispatch, Claimant(by, 1), self.clock(), compensation
             )
+        if held is None:
+            return None
+        self._held[key, held.row.attempt] = held
+        return held.row
 
     def take(self, seq: int, *, by: str = "worker-1") -> HistoryRow:
         row = self.claim(seq, by=by)
@@ -262,9 +267,14 @@ class World:
 
     def end(self, row: HistoryRow, ended: Ended, *, coordinator: Coordinator | None = None) -> bool:
         """Settle an attempt as its worker would; return whether it still held the claim."""
-        was_held, outbox = (coordinator or self.coordinator).end_attempt(row.key, row.attempt, ended)
+        ends = (coordinator or self.coordinator).end_attempt
+        was_held, outbox = ends(row.key, row.attempt, ended, held=self.held(row))
         self.publish(outbox)
         return was_held
+
+    def held(self, row: HistoryRow) -> Held | None:
+        """Return what the claim of an attempt found."""
+        return self._held.get((row.key, row.attempt))
 
     def run(self, seq: int, ended: Ended) -> HistoryRow:
         """Claim a step and end its attempt."""
