@@ -19,11 +19,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery.local import PromiseProxy, Proxy
 from sqlalchemy import Connection, exc, text
-from sqlalchemy.orm import Session
 
 from orchestrator.core.attempts import AttemptSucceeded
 from orchestrator.errors import ConfigurationError, TransactionEnded
@@ -33,6 +32,9 @@ from orchestrator.runtime.dispatch import Dispatcher, begins_step
 from orchestrator.runtime.logs import about
 from orchestrator.store.engine import Store, is_rolled_back, is_transient
 from orchestrator.store.history import HistoryRow
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 T = TypeVar("T")
 
@@ -132,6 +134,8 @@ class TransactionalBodies:
         connection.execution_options(orchestrator_errors=noted)
         root = connection.get_transaction()
         # what the body commits or rolls back is a savepoint: the transaction is not its to end
+        from sqlalchemy.orm import Session  # late: only those who use it need the memory that it takes
+
         session = Session(connection, join_transaction_mode="create_savepoint", expire_on_commit=False)
         try:
             with self.store.lent(), _as_open(session):
@@ -199,6 +203,7 @@ def open_up(task: Any, bodies: Callable[[], TransactionalBodies]) -> None:
     if getattr(body, "is_transactional", False):
         return
     _check_takes_session(task)
+    from sqlalchemy.orm import Session
 
     @functools.wraps(body)
     def run(*args: Any, **kwargs: Any) -> Any:
