@@ -14,6 +14,7 @@ from benchmarks.contenders.on_celery import OnCelery, queue_of
 from benchmarks.filling import fill, run_one, start_sleeper
 from benchmarks.workers import PROCESSES
 from orchestrator import Orchestrator
+from orchestrator.store.engine import Store
 
 if TYPE_CHECKING:
     from benchmarks.lab import Lab
@@ -99,10 +100,14 @@ class OursSpec:
         return "-".join(filter(None, ("ours", self.store, *modes, self.label)))
 
     def open(self, lab: Lab) -> Ours:
+        url = lab.new_database(self.store, self.name)
+        store = Store(url)
+        store.prepare()  # who makes the tables loads Alembic: once in the life of a database, and not in every worker's
+        store.dispose()
         settings = AppSettings(
             queue_of(self.name, self.processes),
             lab.valkey.url(0),
-            store=lab.new_database(self.store, self.name),
+            store=url,
             hand_off=self.hand_off,
             live_passes=LIVE_PASSES if self.live else 0,
             counts_statements=self.counts_statements,
