@@ -44,7 +44,7 @@ def main(
         for workload in workloads:
             console.print(f"{workload.name:12} {workload.title} ({workload.unit})", highlight=False)
         return
-    chosen = _choose(workloads, only)
+    chosen = _choose(workloads, only, full=full)
     for number in (signal.SIGTERM, signal.SIGINT):  # what a shell starts in the background ignores the second
         signal.signal(number, _interrupt)
     out.mkdir(parents=True, exist_ok=True)
@@ -58,12 +58,15 @@ def main(
         sys.exit(1)
 
 
-def _choose(workloads: list[Workload], only: Sequence[str]) -> list[Workload]:
+def _choose(workloads: list[Workload], only: Sequence[str], *, full: bool) -> list[Workload]:
+    """Return those that were named; else in the short run those that a goal is set for."""
     names = [workload.name for workload in workloads]
     unknown = [name for name in only if name not in names]
     if unknown:
         raise click.BadParameter(f"there is no workload {', '.join(unknown)}; known are {', '.join(names)}")
-    return [workload for workload in workloads if not only or workload.name in only]
+    if only:
+        return [workload for workload in workloads if workload.name in only]
+    return [workload for workload in workloads if full or workload.goals]
 
 
 def _run(

@@ -20,7 +20,7 @@ from benchmarks.workloads import (
 )
 
 #: In the short run a workload begins no further round after so long.
-SHORT_SECONDS = 15.0
+SHORT_SECONDS = 6.0
 
 MODULES = (sequential, crowd, payload, cpu, fan_out, undoing, local, processes, starting, memory, full_store)
 

@@ -121,6 +121,28 @@ def test_what_the_poller_asks_reads_no_big_table_from_end_to_end(filled_store: S
     assert scans == []
 
 
+OTHERS: dict[str, Callable[[Connection], Any]] = {
+    "orphaned claims": lambda c: due.list_orphaned_claims(c, 200),
+    "published once": lambda c: due.list_published_once(c, BEGINNING, 200),
+    "next owed passes": lambda c: instances.list_owed_passes(c, BEGINNING, 200, begun_by=BEGINNING),
+}
+
+
+@pytest.mark.parametrize("query", [*QUERIES, *OTHERS])
+def test_a_plan_that_was_made_for_any_parameters_reads_no_big_table(filled_store: Store, query: str) -> None:
+    """PostgreSQL plans a prepared statement once, when it has been asked for often enough: without the parameters."""
+    if filled_store.backend != "postgresql":
+        pytest.skip("plans are made for the parameters")
+    # of this session, and not of this transaction alone: what it did before is not told to all at once
+    counts = text("SELECT relname, seq_scan FROM pg_stat_xact_user_tables")
+    with filled_store.read("explain") as connection:
+        connection.execute(text("SET LOCAL plan_cache_mode = force_generic_plan"))
+        before = set(connection.execute(counts))
+        for _ in range(8):  # psycopg prepares what it is given the sixth time
+            {**QUERIES, **OTHERS}[query](connection)
+        assert not {row[0] for row in set(connection.execute(counts)) - before} & set(BIG)
+
+
 def capture(store: Store, statements: list[tuple[str, Any]]) -> None:
     def executes(_connection: Any, _cursor: Any, sql: str, parameters: Any, *_rest: Any) -> None:
         statements.append((sql, parameters))
