@@ -59,14 +59,16 @@ class Coordinator(Settlements):
         nothing is read again where that is as it was.
         """
         was_held, is_inline, passes = False, makes_pass, 0
+        prepared: Outbox | None = None
 
         def prepare(connection: Connection, instance: Instance) -> Change | None:
-            nonlocal is_inline, passes
+            nonlocal is_inline, passes, prepared
             if offer is not None:
                 offer.withdraw()  # what an earlier try announced was rolled back
             change = end(connection, instance)
             if offer is not None and change is not None:
                 take_up(change, offer, max(self.clock(), instance.last_at))
+            prepared = None if change is None else change.outbox
             passes += change is not None and change.has_pass
             # one that takes longer than what happens to its instance meanwhile would conflict with all of it
             is_inline = is_inline and passes < MOST_INLINE_PASSES
@@ -110,7 +112,8 @@ class Coordinator(Settlements):
                 raise
             # what the step came to must not be hostage to the pass that follows it
             outbox = transact()
-        return was_held, outbox
+        # where a later try finds that the instance is gone, what an earlier one prepared was not written
+        return was_held and outbox is prepared, outbox
 
     def end_inside(self, connection: Connection, key: StepKey, attempt: int, ended: Ended) -> Change | None:
         """Write how an attempt ended into the transaction of its own body; ``None``: it holds the claim no longer.

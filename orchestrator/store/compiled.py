@@ -104,7 +104,10 @@ def _after_first(sql: str) -> str:
     is_first_met = "EXISTS (SELECT FROM w0)"
     if sql.startswith("UPDATE"):
         return f"{sql} AND {is_first_met}"
-    return re.sub(r" VALUES \((.*)\)$", rf" SELECT \1 WHERE {is_first_met}", sql)
+    guarded, count = re.subn(r" VALUES \((.*)\)$", rf" SELECT \1 WHERE {is_first_met}", sql)
+    if count != 1:  # written as it is, it would not wait for the first part
+        raise ValueError(f"neither an update nor an insertion of values: {sql}")
+    return guarded
 
 
 def is_psycopg(connection: Connection) -> bool:

@@ -14,7 +14,7 @@ from orchestrator.core.records import Outcome, State
 from orchestrator.runtime.change import MOST_PLAIN_ROWS, Change
 from orchestrator.runtime.executing import Executing
 from orchestrator.runtime.offering import Offer
-from orchestrator.store import history, instances
+from orchestrator.store import history, instances, tables
 from orchestrator.store.claiming import Claimant
 from orchestrator.store.compiled import Together
 from orchestrator.store.engine import Store, current_purpose
@@ -75,6 +75,16 @@ def test_a_step_that_was_given_up_and_taken_again_is_not_settled_by_the_first_at
     started.take(0)
     assert not started.end(first, succeeds("r-1"))
     assert (started.row(0).state, started.row(0).attempt, started.row(0).outcome) == (State.RUNNING, 2, None)
+
+
+def test_a_step_whose_instance_was_deleted_meanwhile_is_held_no_longer(world: Worlds) -> None:
+    started = world(buy=two_in_a_row)
+    started.start("buy")
+    row = started.take(0)
+    with started.store.begin("delete") as connection:
+        for table in (tables.history, tables.instance):
+            connection.execute(table.delete())
+    assert not started.end(row, succeeds("r-1"))
 
 
 def test_two_that_end_at_once_are_both_counted(world: Worlds) -> None:
