@@ -39,7 +39,6 @@ from orchestrator.runtime.transactional import open_up, open_when_made
 from orchestrator.runtime.worker import OrchestratorStep
 from orchestrator.runtime.workflow import drop_traceback, make_run, workflow_options
 from orchestrator.store import instances
-from orchestrator.store.engine import TRUSTED_SECONDS
 from orchestrator.store.mailbox import NewMail
 
 if TYPE_CHECKING:
@@ -326,7 +325,7 @@ class Orchestrator(Parts):
         from orchestrator.runtime import marking, revoking
 
         self.executing.share()
-        self.store.trusted_seconds = TRUSTED_SECONDS
+        self.store.repeats_all = True
         for task in self.app.tasks.values():
             if self.masks.hides_result(task.name):
                 task.resultrepr_maxsize = 0  # of what a task returned Celery logs and sends so many characters

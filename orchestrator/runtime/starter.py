@@ -6,13 +6,15 @@ import functools
 import logging
 import secrets
 import uuid
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
 
 from celery.canvas import Signature
 from kombu.exceptions import KombuError
-from sqlalchemy import exc
+from sqlalchemy import Connection, exc
 
 from orchestrator import codec, errors
 from orchestrator.core.records import Failure, Payload
@@ -37,6 +39,14 @@ logger = logging.getLogger("orchestrator")
 #: How long a start task tries to reach the store before it gives its process back, and after how many poll intervals
 #: it is sent again.
 START_PATIENCE_SECONDS, START_DELAY_POLLS = 5.0, 10
+
+
+class IfPurged(Enum):
+    """What becomes of a start whose id was that of an instance that was purged."""
+
+    FORGET = "the id is used again"
+    REFUSE = "it comes too late, or again"
+    CANNOT_BE = "nobody has to look: the id has been made just now"
 
 
 class Purged(Exception):
@@ -83,6 +93,7 @@ class Starter:
             raise errors.InvalidOperation(f"on_conflict is {on_conflict!r}; it is 'return' or 'raise'")
         task = self._workflow_of(signature)
         running.check_outside_of_passes(task.name)
+        if_purged = IfPurged.CANNOT_BE if instance_id is None else IfPurged.FORGET
         instance_id = check_instance_id(instance_id) if instance_id is not None else str(uuid.uuid4())
         text = task.encode_input(tuple(signature.args), signature.kwargs)
         now = self.coordinator.clock()
@@ -92,7 +103,7 @@ class Starter:
         generation = secrets.token_hex(8)
         queue = self.dispatcher.workflow_queue(task.name, how.options)
         new = NewInstance(instance_id, generation, task.name, queue, text, request, how.begins_at, how.expires_at)
-        if not self._insert(new, session, may_be_purged=True):
+        if not self._insert_surely(new, session, if_purged):
             existing = self._existing(instance_id, task.name, text, on_conflict, session)
             return task.AsyncResult(existing.id)
         if how.begins_at is not None and how.begins_at > now:
@@ -127,21 +138,38 @@ class Starter:
         found: WorkflowTask = task
         return found
 
+    def _insert_surely(self, new: NewInstance, session: CallersSession | None, if_purged: IfPurged) -> bool:
+        """Record an instance from a call; return ``False`` if its id is taken."""
+        if session is not None:
+            return self._insert(new, if_purged, session)
+
+        def insert() -> bool:
+            return self._insert(new, if_purged)
+
+        def insert_again() -> bool:
+            if insert():
+                return True
+            with self.store.read("start") as connection:
+                existing = instances.find_instance(connection, new.instance_id)
+            return existing is not None and existing.generation == new.generation
+
+        return self.store.once_more(insert, insert_again)
+
     def _insert(
         self,
         new: NewInstance,
+        if_purged: IfPurged,
         session: CallersSession | None = None,
         *,
-        may_be_purged: bool,
         values: dict[str, Any] | None = None,
     ) -> bool:
-        """Record an instance; return ``False`` if its id is taken.  Raises ``Purged`` unless it ``may_be_purged``."""
+        """Record an instance; return ``False`` if its id is taken.  Raises ``Purged``."""
         now = self.coordinator.clock()
         # what is not told of its commit is not published by it: the poller finds it due
         is_published = session is None or callers.tells_of_commits(session)
         begins_at = new.begins_at if new.begins_at is not None and new.begins_at > now else None
         grace = timedelta(seconds=self.coordinator.settings.publish_grace if is_published else 0.0)
-        with self.store.begin("start") if session is None else callers.writing(session, self.store) as connection:
+        with self._writing(session, is_alone=if_purged is IfPurged.CANNOT_BE) as connection:
             is_new = instances.insert_instance(
                 connection,
                 instance_id=new.instance_id,
@@ -154,13 +182,19 @@ class Starter:
                 pass_due_at=now + grace if begins_at is None else begins_at,
                 # until it begins, its deadline is its expiry
                 values={"run_started_at": begins_at, "deadline_at": new.expires_at, **(values or {})},
+                is_lent=session is not None,
             )
-            if is_new and may_be_purged:
-                purging.forget_purged(connection, new.instance_id)
             # after the insert, which waits for a purge of that id that is under way: what it leaves is seen then
-            elif is_new and purging.is_purged(connection, new.instance_id):
+            if is_new and if_purged is IfPurged.FORGET:
+                purging.forget_purged(connection, new.instance_id)
+            elif is_new and if_purged is IfPurged.REFUSE and purging.is_purged(connection, new.instance_id):
                 raise Purged
             return is_new
+
+    def _writing(self, session: CallersSession | None, *, is_alone: bool) -> AbstractContextManager[Connection]:
+        if session is not None:
+            return callers.writing(session, self.store)
+        return self.store.begin("start", locks_late=is_alone)  # one statement is a transaction of its own
 
     def _existing(
         self, instance_id: str, workflow: str, text: str, on_conflict: str, session: CallersSession | None
@@ -232,7 +266,7 @@ class Starter:
         if header is not None:
             return str(header["generation"]), False
         new = self._read_request(task, request, args, kwargs)
-        if self._insert(new, may_be_purged=False, values={"pass_attempts": 1}):
+        if self._insert(new, IfPurged.REFUSE, values={"pass_attempts": 1}):
             return new.generation, True
         with self.store.read("start") as connection:
             existing = instances.find_instance(connection, new.instance_id)
@@ -270,6 +304,6 @@ class Starter:
             "ended_at": self.coordinator.clock(),
         }
         try:
-            return self._insert(new, may_be_purged=False, values=ended)
+            return self._insert(new, IfPurged.REFUSE, values=ended)
         except Purged:
             return True  # a late message of an instance that has come and gone

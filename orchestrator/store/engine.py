@@ -32,8 +32,9 @@ T = TypeVar("T")
 current_purpose: ContextVar[str] = ContextVar("current_purpose", default="")
 _READ = "read"
 
-#: So long after its last use a worker trusts a pooled connection; where one is dead, the transaction is repeated.
+#: So long after its last use a pooled connection is trusted by those who repeat the transaction where it is dead.
 TRUSTED_SECONDS = 5.0
+_is_repeated: ContextVar[bool] = ContextVar("is_repeated", default=False)
 
 #: The SQLite file in which this thread has a write transaction that other people's code uses.
 _lent_file: ContextVar[str | None] = ContextVar("lent_file", default=None)
@@ -57,8 +58,8 @@ class Store:
         self.idle_limit_seconds = idle_limit_seconds
         self.migrate = migrate
         self.max_overflow = max_overflow
-        #: Others than workers, which repeat their transactions, ask a connection each time whether it is alive.
-        self.trusted_seconds = 0.0
+        #: Whether every transaction is repeated where it can be, as those of workers are.
+        self.repeats_all = False
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._is_migrated = False
@@ -186,7 +187,7 @@ class Store:
         return engine
 
     def _ping_where_idle(self, engine: Engine) -> None:
-        """Ask a connection that comes from the pool whether it is alive, if it was not used of late.
+        """Ask a connection that comes from the pool whether it is alive, unless it was used of late and is trusted.
 
         SQLAlchemy's own ``pool_pre_ping`` asks each time: another round trip for every transaction.
         """
@@ -198,7 +199,8 @@ class Store:
         @event.listens_for(engine, "checkout")
         def ping(connection: Any, record: Any, _fairy: Any) -> None:
             used_at = record.info.get("used_at")
-            if used_at is None or time.monotonic() - used_at < self.trusted_seconds:
+            is_repeated = self.repeats_all or _is_repeated.get()
+            if used_at is None or (is_repeated and time.monotonic() - used_at < TRUSTED_SECONDS):
                 return
             try:
                 alive = engine.dialect.do_ping(connection)
@@ -206,6 +208,21 @@ class Store:
                 raise exc.DisconnectionError from error  # the pool tries another one
             if not alive:
                 raise exc.DisconnectionError
+
+    def once_more(self, function: Callable[[], T], again: Callable[[], T]) -> T:
+        """Do ``function``, a whole transaction, and ``again`` where its connection was lost, which may be an old one.
+
+        Nobody can say then whether it was committed.
+        """
+        token = _is_repeated.set(True)
+        try:
+            return function()
+        except exc.DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+        finally:
+            _is_repeated.reset(token)
+        return again()
 
     def retrying(self, function: Callable[[], T], *, patience_seconds: float) -> T:
         """Repeat ``function``, a whole transaction, while the database is away or tells it to try again.

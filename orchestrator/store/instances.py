@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -12,6 +13,7 @@ from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, delete, exc, insert, literal, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from orchestrator.core.records import Payload
 from orchestrator.store.engine import Conflict
@@ -135,7 +137,16 @@ def read_instance(row: Any) -> Instance:
     return Instance(*values)
 
 
-_insert_instance = PreparedWrites(lambda columns: insert(instance).values({name: bindparam(name) for name in columns}))
+def _inserting(make: Callable[[Any], Any]) -> PreparedWrites:
+    return PreparedWrites(lambda columns: make(instance).values({name: bindparam(name) for name in columns}))
+
+
+_insert_instance = _inserting(insert)
+#: For the databases that can be asked to insert nothing where the id is taken.
+_insert_if_new = {
+    "postgresql": _inserting(lambda table: postgresql.insert(table).on_conflict_do_nothing()),
+    "sqlite": _inserting(lambda table: sqlite.insert(table).on_conflict_do_nothing()),
+}
 
 
 def insert_instance(
@@ -151,8 +162,12 @@ def insert_instance(
     pass_due_at: datetime,
     parent: Parent | None = None,
     values: Mapping[str, Any] | None = None,
+    is_lent: bool = False,
 ) -> bool:
-    """Insert a ``PENDING`` instance that owes its first pass; return ``False`` if the id is taken."""
+    """Insert a ``PENDING`` instance that owes its first pass; return ``False`` if the id is taken.
+
+    ``is_lent``: the transaction is somebody else's, and of an isolation level of his; he can go on with it either way.
+    """
     fresh = {
         "id": instance_id,
         "generation": generation,
@@ -183,9 +198,14 @@ def insert_instance(
         "mail": 0,
         **(values or {}),
     }
+    columns = tuple(fresh)
+    if not is_lent and connection.dialect.name in _insert_if_new:
+        return _insert_if_new[connection.dialect.name].of(columns).run(connection, fresh) == 1
+    # MySQL takes back the one statement that was refused
+    keeps_transaction = connection.begin_nested() if is_lent else nullcontext()
     try:
-        with connection.begin_nested():
-            _insert_instance.of(tuple(fresh)).run(connection, fresh)
+        with keeps_transaction:
+            _insert_instance.of(columns).run(connection, fresh)
     except exc.IntegrityError:
         return False
     return True

@@ -47,7 +47,9 @@ class Prepared:
     def run(self, connection: Connection, parameters: Mapping[str, Any]) -> int:
         """Execute, and return how many rows it met."""
         if is_listened_to(connection):
-            return connection.execute(self.statement, dict(parameters)).rowcount
+            # that of an insertion is not kept, if nobody says so
+            options: dict[str, Any] = {"preserve_rowcount": True}
+            return connection.execute(self.statement, dict(parameters), execution_options=options).rowcount
         cursor = self._for(connection).execute(connection, parameters)
         try:
             return int(cursor.rowcount)

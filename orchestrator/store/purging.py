@@ -109,9 +109,12 @@ def is_purged(connection: Connection, instance_id: str) -> bool:
     return _find_purged.first(connection, {"own_id": instance_id}) is not None
 
 
+_forget_purged = Prepared(delete(purged).where(purged.c.instance_id == bindparam("own_id")))
+
+
 def forget_purged(connection: Connection, instance_id: str) -> None:
     """Let an id be used again."""
-    connection.execute(delete(purged).where(purged.c.instance_id == instance_id))
+    _forget_purged.run(connection, {"own_id": instance_id})
 
 
 def _is_done_with(criteria: Criteria) -> tuple[ColumnElement[bool], ...]:

@@ -12,6 +12,7 @@ from orchestrator.store import instances
 from orchestrator.store.engine import Store
 from orchestrator.store.instances import Page, Status
 
+from .locks import before_statement
 from .world import BEGINNING, at_once, join, wait_until
 
 
@@ -52,6 +53,12 @@ def test_an_id_is_taken_once_and_the_transaction_goes_on(store: Store) -> None:
         assert not instances.insert_instance(connection, instance_id="order-1", **arguments, **now)  # type: ignore[arg-type]
         assert instances.insert_instance(connection, instance_id="order-2", **arguments, **now)  # type: ignore[arg-type]
     assert set(ids(store)) == {"order-1", "order-2"}
+
+
+def test_whoever_listens_to_statements_changes_nothing_about_that(store: Store) -> None:
+    before_statement(store, lambda _statement: None)
+    assert insert(store, "order-1")
+    assert not insert(store, "order-1")
 
 
 def test_of_8_that_insert_one_id_at_once_one_wins(store: Store) -> None:

@@ -18,7 +18,7 @@ from orchestrator.runtime import retention
 from orchestrator.runtime.change import Outbox
 from orchestrator.runtime.retention import BATCH, BATCH_RECORDS, Retention
 from orchestrator.runtime.settings import Settings
-from orchestrator.runtime.starter import NewInstance, Purged, Starter
+from orchestrator.runtime.starter import IfPurged, NewInstance, Purged, Starter
 from orchestrator.store import claiming, due, history, instances, purging, tables
 from orchestrator.store.claiming import Claimant
 from orchestrator.store.engine import Store
@@ -333,7 +333,7 @@ def test_a_start_message_that_meets_a_purge_under_way_does_not_begin_the_instanc
 
     def start() -> None:
         try:
-            came_to.append(starter._insert(REUSED, may_be_purged=False))
+            came_to.append(starter._insert(REUSED, IfPurged.REFUSE))
         except Purged as purged:
             came_to.append(type(purged))
 
@@ -358,15 +358,15 @@ def test_a_purge_leaves_the_id_behind_until_it_is_used_again(world: Worlds) -> N
     started = world(one=one)
     starter = Starter(started.coordinator, None, None, None)  # type: ignore[arg-type]
 
-    def start(*, may_be_purged: bool) -> bool:
-        return starter._insert(REUSED, may_be_purged=may_be_purged)
+    def start(if_purged: IfPurged) -> bool:
+        return starter._insert(REUSED, if_purged)
 
     def is_purged() -> bool:
         with started.store.read("look") as connection:
             return purging.is_purged(connection, "order-1")
 
     for _life in range(2):
-        assert start(may_be_purged=True)
+        assert start(IfPurged.FORGET)
         assert not is_purged()
         with started.store.begin("test") as connection:
             values = {"status": Status.COMPLETED, "ended_at": BEGINNING}
@@ -374,7 +374,7 @@ def test_a_purge_leaves_the_id_behind_until_it_is_used_again(world: Worlds) -> N
         assert purge(started.store) == 1
         assert is_purged()
         with pytest.raises(Purged):
-            start(may_be_purged=False)
+            start(IfPurged.REFUSE)
         assert ids(started.store) == set()
 
 
