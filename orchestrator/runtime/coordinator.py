@@ -60,6 +60,7 @@ class Coordinator(Settlements):
         """
         was_held, is_inline, passes = False, makes_pass, 0
         prepared: Outbox | None = None
+        known = None if held is None else held.instance
 
         def prepare(connection: Connection, instance: Instance) -> Change | None:
             nonlocal is_inline, passes, prepared
@@ -76,8 +77,7 @@ class Coordinator(Settlements):
 
         def end(connection: Connection, instance: Instance) -> Change | None:
             nonlocal was_held
-            is_known = held is not None and instance is held.instance
-            row = held.row if held is not None and is_known else history.find_row(connection, key)
+            row = held.row if held is not None and instance is known else history.find_row(connection, key)
             if row is None:
                 return None
             was_held = _is_held(row, attempt)
@@ -102,7 +102,7 @@ class Coordinator(Settlements):
                 prepare,
                 on_error=settle_alone,
                 decides=lambda: is_inline,
-                known=None if held is None else held.instance,
+                look=None if known is None else lambda _connection: known,
             )
 
         try:

@@ -23,7 +23,7 @@ from orchestrator.runtime.offering import Offer, take_up
 from orchestrator.runtime.remembered import Remembered
 from orchestrator.runtime.settings import Settings
 from orchestrator.runtime.transactions import Clock, Transactions, utc_now
-from orchestrator.store import history, mailbox, workers
+from orchestrator.store import history, instances, mailbox, workers
 from orchestrator.store.engine import Store, is_transient
 from orchestrator.store.history import HistoryRow
 from orchestrator.store.instances import Instance, Status
@@ -123,7 +123,9 @@ class Passes(Transactions):
     ) -> dict[int, HistoryRow]:
         """Return the records of a run from one on, as ``change`` leaves them, by ``seq``."""
         rows = {row.seq: row for row, _ in change.rows.values() if row.seq >= from_seq}
-        if from_seq == 0:  # those of an operator, too
+        if instance.version == 0 and instance.next_seq == 0:  # nothing has ever been written to it
+            rows = {}
+        elif from_seq == 0:  # those of an operator, too
             rows = {row.seq: row for row in history.load_rows(connection, instance.id, instance.run)}
         elif len(rows) < instance.next_seq - from_seq:
             loaded = history.load_rows(connection, instance.id, instance.run, from_seq=from_seq)
@@ -141,23 +143,55 @@ class Passes(Transactions):
             change.outbox.notices += self.observers.note_pass(instance, seconds, instance.next_seq)
         return decided
 
-    def advance(
-        self, instance_id: str, generation: str, offer: Offer | None = None, *, is_counted: bool = False
-    ) -> Outbox:
+    def begin(self, instance_id: str, generation: str, offer: Offer | None, *, is_counted: bool) -> Outbox:
+        """Make the first pass of an instance, at its first message; it may have been made, or may not be due.
+
+        It is not counted before it is made: if it ends its process the message comes again, which ``advance`` is for.
+        ``is_counted``: it was counted when the instance was recorded.  ``offer`` is as for ``advance``.
+        """
+        is_first = False
+
+        def look(connection: Connection) -> Instance | None:
+            nonlocal is_first
+            found = instances.find_instance(connection, instance_id)
+            is_first = found is not None and self._is_untouched(found)
+            return found if is_first else None
+
+        outbox = self._make_owed(instance_id, generation, offer, look, lambda: is_counted or is_first)
+        return outbox if is_counted or is_first else self.advance(instance_id, generation, offer)
+
+    def _is_untouched(self, instance: Instance) -> bool:
+        """Tell whether nothing has happened to an instance, nor has anybody asked for its first pass again."""
+        asked_for_at, now = instance.pass_due_at, self.clock()
+        if instance.version > 0 or instance.pass_publications > 0:
+            return False
+        if asked_for_at is None or asked_for_at < self.later(self.settings.publish_grace / 2):
+            return False
+        may_begin = instance.may_pass and instance.may_begin(now) and not requests.has_expired(instance, now)
+        return may_begin and self.workflows.knows(instance.workflow)
+
+    def advance(self, instance_id: str, generation: str, offer: Offer | None = None) -> Outbox:
         """Make the pass that an instance owes.  A second message for the same pass finds nothing to do.
 
-        ``offer``: if it is the first one, the first step may be claimed in the same commit.  ``is_counted``: it is the
-        first one, and was counted when the instance was recorded.
+        ``offer``: if it is the first one, the first step may be claimed in the same commit.
         """
-        if not is_counted:
-            begun, outbox = self._count_pass(instance_id, generation)
-            if begun is None or begun.pass_due_at is None:
-                return outbox
+        begun, outbox = self._count_pass(instance_id, generation)
+        if begun is None or begun.pass_due_at is None:
+            return outbox
+        return self._make_owed(instance_id, generation, offer)
 
+    def _make_owed(
+        self,
+        instance_id: str,
+        generation: str,
+        offer: Offer | None,
+        look: Callable[[Connection], Instance | None] | None = None,
+        may_be_made: Callable[[], bool] = lambda: True,
+    ) -> Outbox:
         def prepare(connection: Connection, instance: Instance) -> Change | None:
             if offer is not None:
                 offer.withdraw()  # what an earlier try announced was rolled back
-            if instance.pass_due_at is None or not instance.may_pass:
+            if not may_be_made() or instance.pass_due_at is None or not instance.may_pass:
                 return None
             change = Change()
             self.make_pass(connection, instance, change, inline=True)
@@ -166,7 +200,7 @@ class Passes(Transactions):
             return change
 
         try:
-            return self.transact("advance", instance_id, generation, prepare, decides=lambda: True)
+            return self.transact("advance", instance_id, generation, prepare, decides=lambda: True, look=look)
         except Exception as error:
             if is_transient(error):
                 raise

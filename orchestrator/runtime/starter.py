@@ -250,7 +250,10 @@ class Starter:
             return
         try:
             with self.hand_off.offering(task) as offer:
-                outbox = self.coordinator.advance(request.id, generation, offer, is_counted=is_counted)
+                if is_counted or not (request.delivery_info or {}).get("redelivered"):
+                    outbox = self.coordinator.begin(request.id, generation, offer, is_counted=is_counted)
+                else:
+                    outbox = self.coordinator.advance(request.id, generation, offer)
                 self.hand_off.take(outbox)
             self.dispatcher.deliver(outbox)
         except Exception:

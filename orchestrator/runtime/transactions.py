@@ -63,13 +63,13 @@ class Transactions:
         patience_seconds: float | None = None,
         on_error: Callable[[BaseException], None] | None = None,
         decides: Callable[[], bool] = lambda: False,
-        known: Instance | None = None,
+        look: Callable[[Connection], Instance | None] | None = None,
     ) -> Outbox:
         """Prepare and write a change of one instance; repeat both when anything it was built on has changed.
 
         ``on_error`` is told of what went wrong, if it was not merely that.  ``decides`` tells whether ``prepare`` is
-        going to run workflow code, which may take its time.  ``known`` is the instance as somebody has read it: most
-        often it is still so, and need not be read again.
+        going to run workflow code, which may take its time.  ``look`` returns the instance as it may be without a lock,
+        or as somebody has read it: most often it is still so, and need not be read again.
         """
         tried: Change | None = None
 
@@ -82,12 +82,14 @@ class Transactions:
             return tried, Outbox()
 
         def once() -> Outbox:
-            nonlocal tried, known
+            nonlocal tried, look
             try:
-                if known is not None and known.generation == generation:
-                    read, known = known, None
+                if look is not None:
+                    looking, look = look, None
                     with suppress(Conflict), self.memory.using():
-                        return self._prepared_unlocked(purpose, read, prepare_once)
+                        outbox = self._prepared_unlocked(purpose, generation, looking, prepare_once)
+                        if outbox is not None:
+                            return outbox
                     tried = None
                 with self.memory.using():
                     return run()
@@ -115,14 +117,18 @@ class Transactions:
     def _prepared_unlocked(
         self,
         purpose: str,
-        read: Instance,
+        generation: str,
+        look: Callable[[Connection], Instance | None],
         prepare: Callable[[Connection, Instance], tuple[Change | None, Outbox]],
-    ) -> Outbox:
-        """Write a change of an instance that was read elsewhere, and is locked by that write, if it is as it was read.
+    ) -> Outbox | None:
+        """Write a change of an instance that is locked by that write, if it is as it was read; ``None``: it was not.
 
         What else is read comes after the instance, so it cannot be older; if it is newer the instance has changed.
         """
         with self.store.begin(purpose, locks_late=True) as connection:
+            read = look(connection)
+            if read is None or read.generation != generation:
+                return None
             change, outbox = prepare(connection, read)
             if change is None:
                 return outbox

@@ -175,10 +175,10 @@ class Cluster:
         """Return a task or workflow of the module of tasks, as the client knows it."""
         return self.app.tasks[f"{self.tasks}.{name}"]
 
-    def start(self, workflow: str, *args: Any, instance_id: str | None = None) -> WorkflowHandle:
+    def start(self, workflow: str, *args: Any, instance_id: str | None = None, **options: Any) -> WorkflowHandle:
         """Start a workflow of the module of tasks, durably."""
-        task = self.task(workflow)
-        return self.orchestrator.start(task.s(*args), instance_id=instance_id or f"{workflow}-{uuid.uuid4().hex[:8]}")
+        signature = self.task(workflow).s(*args).set(**options)
+        return self.orchestrator.start(signature, instance_id=instance_id or f"{workflow}-{uuid.uuid4().hex[:8]}")
 
     def run(self, workflow: str, *args: Any) -> WorkflowHandle:
         """Start a workflow and wait until it has ended, or is blocked."""

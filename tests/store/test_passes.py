@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ import pytest
 from orchestrator.core.context import Context
 from orchestrator.core.records import State
 from orchestrator.store import instances
+from orchestrator.store.engine import current_purpose
 from orchestrator.store.instances import Status
 
+from .locks import before_statement
 from .world import FAILS, Scripted, World, at_once, step, succeeds
 
 Worlds = Callable[..., World]
@@ -105,6 +108,82 @@ def test_a_pass_that_came_back_takes_the_count_away(world: Worlds) -> None:
         started.advance()
     started.advance()
     assert (started.status(), started.instance.pass_attempts) == (Status.RUNNING, 0)
+
+
+# --- the first message --------------------------------------------------------------------------------------------
+
+
+def recorded(world: Worlds) -> World:
+    started = world(buy=buy)
+    started.record("buy", grace=started.settings.publish_grace)
+    return started
+
+
+def list_purposes(started: World) -> list[str]:
+    """Return what the transactions from now on are for."""
+    purposes: list[str] = []
+    before_statement(started.store, lambda _statement: purposes.append(current_purpose.get()))
+    return purposes
+
+
+def test_at_a_first_message_the_pass_is_made_without_being_counted_first(world: Worlds) -> None:
+    started = recorded(world)
+    purposes = list_purposes(started)
+    started.begin()
+    assert set(purposes) == {"advance"}
+    assert (started.status(), started.published) == (Status.RUNNING, [(0, 1)])
+    started.begin()  # doubled
+    assert (len(started.workflows.passes), started.published) == (1, [(0, 1)])
+
+
+def test_a_first_pass_that_never_comes_back_is_counted_from_then_on(world: Worlds) -> None:
+    started = recorded(world)
+    started.workflows.during_pass = die
+    with pytest.raises(SystemExit):
+        started.begin()
+    assert (started.status(), started.instance.pass_attempts, started.rows()) == (Status.PENDING, 0, [])
+    crash_passes(started)  # the message comes again
+    started.clock.advance(started.settings.publish_grace)
+    started.advance()
+    assert started.status() is Status.BLOCKED
+
+
+def ask_again(started: World) -> None:
+    """Publish the message of the pass again, as the poller does."""
+    with started.store.begin("publish-pass") as connection:
+        (owed,) = instances.list_owed_passes(connection, started.clock() + timedelta(days=1), 10)
+        assert instances.postpone_pass(connection, owed, started.clock() + timedelta(days=1))
+
+
+def wait_long(started: World) -> None:
+    started.clock.advance(started.settings.publish_grace * 0.6)
+
+
+@pytest.mark.parametrize("happens", [World.cancel, ask_again, wait_long])
+def test_where_anything_has_happened_the_first_pass_is_counted(world: Worlds, happens: Callable[[World], None]) -> None:
+    started = recorded(world)
+    happens(started)
+    purposes = list_purposes(started)
+    started.begin()
+    assert "count-pass" in purposes
+    assert len(started.workflows.passes) == 1
+
+
+def test_a_first_pass_that_was_counted_with_its_record_is_not_counted_again(world: Worlds) -> None:
+    started = recorded(world)
+    ask_again(started)
+    purposes = list_purposes(started)
+    started.begin(is_counted=True)
+    assert "count-pass" not in purposes
+    assert (started.status(), len(started.workflows.passes)) == (Status.RUNNING, 1)
+
+
+def test_a_cancellation_within_the_first_pass_is_seen(world: Worlds) -> None:
+    started = recorded(world)
+    started.workflows.during_pass = started.cancel
+    started.begin()
+    assert started.instance.cancel_order == 1
+    assert (started.status(), len(started.workflows.passes)) == (Status.CANCELLED, 2)
 
 
 # --- what a pass is built on --------------------------------------------------------------------------------------

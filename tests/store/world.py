@@ -215,8 +215,8 @@ class World:
 
     # --- what the runtime would do ------------------------------------------------------------------------------------
 
-    def record(self, workflow: str, *args: Any, instance_id: str = "order-1") -> None:
-        """Record an instance that owes its first pass."""
+    def record(self, workflow: str, *args: Any, instance_id: str = "order-1", grace: float = 0.0) -> None:
+        """Record an instance that owes its first pass, and whose message is doubted after ``grace`` seconds."""
         self.instance_id = instance_id
         with self.store.begin("start") as connection:
             assert instances.insert_instance(
@@ -228,8 +228,12 @@ class World:
                 arguments=json.dumps({"args": args, "kwargs": {}}),
                 request=None,
                 now=self.clock(),
-                pass_due_at=self.clock(),
+                pass_due_at=self.clock() + timedelta(seconds=grace),
             )
+
+    def begin(self, *, is_counted: bool = False) -> None:
+        """Take the first message of an instance for the first time."""
+        self.publish(self.coordinator.begin(self.instance_id, self.generation, None, is_counted=is_counted))
 
     def start(self, workflow: str, *args: Any, instance_id: str = "order-1") -> None:
         self.record(workflow, *args, instance_id=instance_id)
