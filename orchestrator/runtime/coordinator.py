@@ -19,14 +19,15 @@ from orchestrator.core.records import Failure, Outcome, State
 from orchestrator.errors import UnknownTask
 from orchestrator.runtime import requests, settling
 from orchestrator.runtime.change import Change, Outbox
+from orchestrator.runtime.counting import count_off
 from orchestrator.runtime.logs import about
 from orchestrator.runtime.offering import Offer, take_up
 from orchestrator.runtime.passes import earliest
-from orchestrator.runtime.settlements import RELEASED, Settlements
+from orchestrator.runtime.settlements import Settlements
 from orchestrator.store import history, instances
 from orchestrator.store.claiming import Held
 from orchestrator.store.engine import is_transient
-from orchestrator.store.history import HistoryRow, StepKey
+from orchestrator.store.history import RELEASED, HistoryRow, StepKey
 from orchestrator.store.instances import Instance
 
 logger = logging.getLogger("orchestrator")
@@ -58,6 +59,10 @@ class Coordinator(Settlements):
         next step may be claimed in the same commit.  ``held``: the step as it was claimed, with its instance, of which
         nothing is read again where that is as it was.
         """
+        if held is not None and held.instance is None and isinstance(ended, AttemptSucceeded):
+            counted = count_off(self, held.row, ended)
+            if counted is not None:
+                return True, counted
         was_held, is_inline, passes = False, makes_pass, 0
         prepared: Outbox | None = None
         known = None if held is None else held.instance

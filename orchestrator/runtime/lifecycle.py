@@ -14,9 +14,8 @@ from orchestrator.runtime import blocking, requests, running, settling
 from orchestrator.runtime.change import Change
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.dispatch import Dispatcher, task_id_of
-from orchestrator.runtime.settlements import RELEASED
 from orchestrator.store import history, instances
-from orchestrator.store.history import HistoryRow, StepKey
+from orchestrator.store.history import RELEASED, HistoryRow, StepKey
 from orchestrator.store.instances import Instance, Status
 
 _PATIENCE_SECONDS = 10.0

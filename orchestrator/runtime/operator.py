@@ -13,9 +13,8 @@ from orchestrator.runtime.change import Change
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.dispatch import Dispatcher
 from orchestrator.runtime.recording import mail_to_undo
-from orchestrator.runtime.settlements import RELEASED
 from orchestrator.store import history
-from orchestrator.store.history import HistoryRow, StepKey
+from orchestrator.store.history import RELEASED, HistoryRow, StepKey
 from orchestrator.store.instances import Instance
 
 _PATIENCE_SECONDS = 10.0

@@ -32,11 +32,10 @@ from orchestrator.runtime.coordinator import POLLER_PATIENCE_SECONDS, Coordinato
 from orchestrator.runtime.dispatch import HEADER, START_HEADER, Dispatcher, read_header, read_task_id
 from orchestrator.runtime.inputs import is_workflow
 from orchestrator.runtime.lifecycle import Lifecycle
-from orchestrator.runtime.settlements import RELEASED
 from orchestrator.runtime.starter import Starter
 from orchestrator.store import history, instances
 from orchestrator.store.engine import is_transient
-from orchestrator.store.history import HistoryRow, StepKey
+from orchestrator.store.history import RELEASED, HistoryRow, StepKey
 from orchestrator.store.instances import Instance, Status
 
 logger = logging.getLogger("orchestrator")

@@ -17,17 +17,8 @@ from orchestrator.runtime.change import Change, Outbox, Report, StartedChild
 from orchestrator.runtime.passes import Passes, earliest
 from orchestrator.runtime.recording import mail_to_undo
 from orchestrator.store import history
-from orchestrator.store.history import HistoryRow, StepKey
+from orchestrator.store.history import RELEASED, HistoryRow, StepKey
 from orchestrator.store.instances import Instance
-
-#: The columns of a claim that is held no longer.
-RELEASED: dict[str, Any] = {
-    "claim_incarnation": None,
-    "claim_process": None,
-    "publish_at": None,
-    "expires_at": None,
-    "due_at": None,
-}
 
 
 class Settlements(Passes):

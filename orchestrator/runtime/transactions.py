@@ -132,13 +132,14 @@ class Transactions:
             change, outbox = prepare(connection, read)
             if change is None:
                 return outbox
-            is_alone = change.is_plain and may_run_alone(connection) and not self._owes_notices
+            is_alone = change.is_plain and may_run_alone(connection) and not self.owes_notices
             if not is_alone:
                 self.store.lock_late(connection)
             return self._write(connection, read, change, Locking.ALONE if is_alone else Locking.LATE)
 
     @property
-    def _owes_notices(self) -> bool:
+    def owes_notices(self) -> bool:
+        """Whether something may have to be written down for receivers beside a change."""
         return self.observers is not None and self.observers.owes_notices
 
     def _prepared_outside(

@@ -89,14 +89,14 @@ class Together:
             with _execute(connection, self._sql, values) as cursor:
                 return bool(cursor.fetchone()[0])
         except exc.DataError as error:
-            if getattr(error.orig, "sqlstate", None) == _DIVISION_BY_ZERO:
+            if getattr(error.orig, "sqlstate", None) == DIVISION_BY_ZERO:
                 return False
             raise
         except exc.IntegrityError:
             return False
 
 
-_DIVISION_BY_ZERO = "22012"
+DIVISION_BY_ZERO = "22012"
 
 
 def _after_first(sql: str) -> str:

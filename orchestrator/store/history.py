@@ -146,6 +146,15 @@ _ENUMS = [
     )
 ]
 
+#: The columns of a claim that is held no longer.
+RELEASED: dict[str, Any] = {
+    "claim_incarnation": None,
+    "claim_process": None,
+    "publish_at": None,
+    "expires_at": None,
+    "due_at": None,
+}
+
 #: A record as it is inserted, but for what its command says.
 FRESH: dict[str, Any] = {
     "undoes": None,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from . import children, handoff, mailbox, unflushed, unlocked
+from . import children, counted, handoff, mailbox, unflushed, unlocked
 from .children import Family
+from .counted import Counted
 from .exploring import explore
 from .handoff import Handoff
 from .mailbox import Mailbox
@@ -192,3 +193,24 @@ def test_a_settlement_that_locks_late_breaks_without(rule: str, what: str) -> No
 def test_a_settlement_that_locks_late_and_compares_nothing_loses_a_completion() -> None:
     finding = explore(Unlocked(frozenset(unlocked.RULES) - {"compared"}, is_cancelled=False))
     assert finding.what.startswith("LOST"), finding
+
+
+def test_a_settlement_that_only_counts_holds_with_all_rules() -> None:
+    finding = explore(Counted(frozenset(counted.RULES)))
+    assert not finding.what, finding
+    assert finding.states > 500
+
+
+@pytest.mark.parametrize(
+    ("rule", "what"),
+    [
+        ("above_zero", "LOST"),
+        ("same_wait", "EARLY"),
+        ("same_attempt", "EARLY"),
+        ("whole", "EARLY"),
+    ],
+)
+def test_a_settlement_that_only_counts_breaks_without(rule: str, what: str) -> None:
+    finding = explore(Counted(frozenset(counted.RULES) - {rule}))
+    assert finding.what.startswith(what), finding
+    assert finding.schedule

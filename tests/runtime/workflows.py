@@ -63,6 +63,11 @@ def completes(ctx: Context) -> list[str]:
 
 
 @shared_workflow
+def gathers(ctx: Context) -> list[str]:
+    return ctx.gather(*[ctx.start(do.s(name), compensate=undo.s(name)) for name in "abc"])
+
+
+@shared_workflow
 def undoes(ctx: Context) -> None:
     for name in "abc":
         ctx.run(do.s(name), compensate=undo.s(name))
