@@ -72,6 +72,7 @@ class Change:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     has_pass: bool = False  # workflow code has decided on a part of it
     ends: bool = False
+    may_have_subscribed: bool = True  # of an instance that ends
     taken: list[TakenMail] = field(default_factory=list)
     receipts: list[tuple[int, int]] = field(default_factory=list)  # order of the message, seq of the receive
     mail: list[NewMail] = field(default_factory=list)
@@ -87,7 +88,8 @@ class Change:
     def is_plain(self) -> bool:
         """Whether nothing is written but the instance, a few records of its own that there were, and a new one."""
         more = (self.notes, self.wakes, self.attributes, self.taken, self.receipts, self.mail, self.published)
-        rest = (self.subscriptions, self.unread, self.started_child, self.ends, self.ends_run, self.report)
+        is_followed = self.ends and (self.outbox.ended is not None or self.may_have_subscribed)
+        rest = (self.subscriptions, self.unread, self.started_child, is_followed, self.ends_run, self.report)
         is_small = len(self.rows) <= MOST_PLAIN_ROWS and len(self.new_rows) <= 1
         return is_small and not any(more) and not any(rest)
 

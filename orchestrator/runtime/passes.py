@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from orchestrator import codec
 from orchestrator.core.live import CannotGoOn, LivePass
-from orchestrator.core.records import Broken, Decision, Event, History, Record, Recurred, State, Waiting
+from orchestrator.core.records import Broken, Decision, Event, History, Kind, Record, Recurred, State, Waiting
 from orchestrator.runtime import decisions, requests, settling
 from orchestrator.runtime.change import Change, Outbox
 from orchestrator.runtime.logs import about
@@ -97,6 +97,9 @@ class Passes(Transactions):
         decision, live = self._timed(seen, change, lambda: self._decide(seen, past, known, records, events))
         mail = _load_mail(connection, seen) if isinstance(decision.ending, Recurred) else []
         decisions.apply_decision(self, connection, seen, rows, mail, decision, change)
+        if change.ends and instance.run == 0:
+            asked_before = any(record.kind is Kind.SUBSCRIBE for record in past.records)
+            change.may_have_subscribed = asked_before or bool(change.subscriptions)
         if isinstance(decision.ending, Waiting):
             stands = live is not None and live.is_waiting
             self.memory.keep(seen, known, past, rows, decision, live if stands else None, change)

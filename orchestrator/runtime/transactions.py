@@ -132,6 +132,7 @@ class Transactions:
             change, outbox = prepare(connection, read)
             if change is None:
                 return outbox
+            self._leave_untold(change)
             is_alone = change.is_plain and may_run_alone(connection) and not self.owes_notices
             if not is_alone:
                 self.store.lock_late(connection)
@@ -166,8 +167,7 @@ class Transactions:
         self, connection: Connection, instance: Instance, change: Change, locking: Locking = Locking.FIRST
     ) -> Outbox:
         now = self.clock()
-        if change.outbox.ended is not None and not self.owes_telling(change.outbox.ended):
-            change.outbox.ended = None
+        self._leave_untold(change)
         # before it is written: that may commit it, and what goes wrong after it would leave it so, and nobody told
         if self.observers is not None:
             change.outbox.notices += self.observers.note(connection, instance, change, now)
@@ -181,6 +181,11 @@ class Transactions:
             # child before parent: whoever holds a parent's lock never waits for a child's
             change.outbox.extend(self._report(connection, change.report))
         return change.outbox
+
+    def _leave_untold(self, change: Change) -> None:
+        """Write nothing down for the end of an instance that nobody is to be told of."""
+        if change.outbox.ended is not None and not self.owes_telling(change.outbox.ended):
+            change.outbox.ended = None
 
     def _report(self, connection: Connection, report: Report) -> Outbox:
         parent = instances.lock_instance(connection, report.key.instance_id)

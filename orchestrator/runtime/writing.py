@@ -65,9 +65,9 @@ def write(
     if change.ends_run:
         instances.insert_run(connection, instance, now)
     instances.set_attributes(connection, instance.id, change.attributes)
-    if change.ends:
-        if change.outbox.ended is not None:
-            instances.insert_finish(connection, instance.id, instance.generation, later)
+    if change.ends and change.outbox.ended is not None:
+        instances.insert_finish(connection, instance.id, instance.generation, later)
+    if change.ends and change.may_have_subscribed:
         mailbox.delete_subscriptions(connection, instance.id)
         change.outbox.shared += mailbox.give_back_shared(connection, instance.id)
 

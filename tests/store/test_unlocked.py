@@ -14,6 +14,7 @@ from orchestrator.core.records import Outcome, State
 from orchestrator.runtime.change import MOST_PLAIN_ROWS, Change
 from orchestrator.runtime.executing import Executing
 from orchestrator.runtime.offering import Offer
+from orchestrator.runtime.remembered import Memory
 from orchestrator.store import history, instances, tables
 from orchestrator.store.claiming import Claimant
 from orchestrator.store.compiled import Together
@@ -54,6 +55,37 @@ def test_a_settlement_reads_nothing_where_nothing_has_changed(world: Worlds) -> 
     assert started.end(row, succeeds("c-1"))
     assert started.states() == ["reserve succeeded", "charge succeeded", "ship scheduled"]
     assert not [sql for sql in executed if sql.lstrip().startswith("SELECT")], executed
+
+
+def test_an_end_that_nobody_is_told_of_is_written_with_the_last_step_alone(world: Worlds) -> None:
+    started = world(buy=two_in_a_row)
+    started.coordinator.owes_telling = lambda _instance: False
+    started.start("buy")
+    started.run(0, succeeds("r-1"))
+    row = started.take(1)
+    executed = statements_of(started, "settle")
+    assert started.end(row, succeeds("c-1"))
+    assert started.status() is Status.COMPLETED
+    written = [sql.split()[:2] for sql in executed if "BEGIN" not in sql]
+    assert written == [["UPDATE", "orchestrator_instance"], ["UPDATE", "orchestrator_history"]]
+
+
+@pytest.mark.parametrize("is_remembered", [True, False])
+def test_an_instance_that_has_subscribed_leaves_no_subscription_behind(world: Worlds, is_remembered: bool) -> None:
+    def listens(ctx: Context) -> None:
+        ctx.subscribe("news")
+        for name in ("reserve", "charge"):
+            ctx.run(step(name))
+
+    started = world(buy=listens)
+    started.start("buy")
+    started.run(1, succeeds())
+    if not is_remembered:
+        started.coordinator.memory = Memory(0)
+    started.run(2, succeeds())
+    assert started.status() is Status.COMPLETED
+    with started.store.read("look") as connection:
+        assert connection.execute(tables.subscription.select()).all() == []
 
 
 def test_a_settlement_whose_instance_has_changed_is_made_again(world: Worlds) -> None:
