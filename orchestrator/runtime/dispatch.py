@@ -18,6 +18,7 @@ from orchestrator.core.records import Kind
 from orchestrator.errors import StoreUnreachable
 from orchestrator.runtime.change import Outbox
 from orchestrator.runtime.masking import Masks
+from orchestrator.store.due import DueRecord
 from orchestrator.store.history import HistoryRow, StepKey
 from orchestrator.store.instances import Instance, OwedPass
 
@@ -247,7 +248,7 @@ class Dispatcher:
     def republish_pass(self, owed: OwedPass) -> None:
         self.publish_advance(owed.instance_id, owed.generation, owed.queue)
 
-    def queue_of(self, row: HistoryRow) -> str | None:
+    def queue_of(self, row: HistoryRow | DueRecord) -> str | None:
         """Return the name of the queue that a step's message goes to, where routing says it."""
         return self._queue_name(row.name, row.message_options)
 

@@ -20,10 +20,13 @@ from orchestrator.runtime.passes import earliest
 from orchestrator.runtime.settings import Settings
 from orchestrator.store import due, history, instances
 from orchestrator.store.due import DueRecord
+from orchestrator.store.history import StepKey
 from orchestrator.store.instances import Status
 
 #: How many records of each kind one poll takes on; a backlog is worked off without flooding the broker.
 BATCH = 200
+#: So many messages one poll sends again into a queue that others wait in: most of a backlog is not lost but late.
+DOUBTED_AT_ONCE = 20
 #: A lost publication is suspected after so long, if the queue is empty.
 EARLY_SECONDS = 2.0
 #: Between publications of one record: four times as long each, at most a day.
@@ -59,8 +62,21 @@ class Publications:
         now = self.coordinator.clock()
         with self.store.read("due-records") as connection:
             records = due.list_due_records(connection, now, BATCH)
+        doubted = [record for record in records if _is_doubted(record, now)]
+        # the oldest first: what is behind them in their queue may be there still
+        doubted.sort(key=lambda record: record.dispatched_at or now)
+        put_off = [
+            each for each in doubted[DOUBTED_AT_ONCE:] if not self.queues.is_empty(self.dispatcher.queue_of(each))
+        ]
+        if put_off:
+            with self.store.begin("put-off") as connection:
+                # in the order in which passes write records, so that neither waits for the other
+                put_off.sort(key=lambda record: (record.key.instance_id, record.key.run, record.key.seq))
+                due.put_off_publications(connection, put_off, now + timedelta(seconds=self.settings.publish_grace))
+        later = {record.key for record in put_off}
         for record in records:
-            self.settle_due(record, now)
+            if record.key not in later:
+                self.settle_due(record, now)
 
     def settle_due(self, record: DueRecord, now: datetime) -> None:
         """Do what the clock has to do at one record."""
@@ -68,11 +84,11 @@ class Publications:
         if moment is not None and moment <= now:
             self.dispatcher.deliver(self.coordinator.time_out(record.key))
         elif record.state is State.SCHEDULED:
-            self._publish(record)
+            self._publish(record.key)
 
-    def _publish(self, record: DueRecord) -> None:
+    def _publish(self, key: StepKey) -> None:
         with self.store.read("publish") as connection:
-            row = history.find_row(connection, record.key)
+            row = history.find_row(connection, key)
         if row is None or row.state is not State.SCHEDULED or (row.is_foreign and row.publications > 0):
             return
         is_step = row.kind is not Kind.CHILD  # a child is started by whoever gets to it, not by a worker that claims it
@@ -118,7 +134,7 @@ class Publications:
             owed = instances.list_owed_passes(connection, early, BATCH, begun_by=now)
         for row in rows:
             if self.queues.is_empty(self.dispatcher.queue_of(row)):
-                self._publish(DueRecord(row.key, row.kind, row.state, None, None, None, now))
+                self._publish(row.key)
         for each in owed:
             if each.pass_publications <= 1 and self.queues.is_empty(each.queue):
                 self._publish_pass(each)
@@ -163,3 +179,10 @@ class Publications:
         own = (instance.id, instance.generation, instance.workflow, instance.input)
         self.dispatcher.publish_start(*own, start.options)
         return True
+
+
+def _is_doubted(record: DueRecord, now: datetime) -> bool:
+    """Tell whether a message was sent and nobody has claimed its step, and nothing else is due."""
+    is_over = any(at is not None and at <= now for at in (record.timeout_at, record.expires_at))
+    is_published = record.state is State.SCHEDULED and record.publications > 0
+    return record.kind in (Kind.STEP, Kind.COMPENSATION) and is_published and not is_over

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, literal_column, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, func, literal_column, select, update
 
 from orchestrator.core.records import Kind, State
 from orchestrator.store.claiming import Claimant
-from orchestrator.store.history import HistoryRow, StepKey, list_rows, own_row
+from orchestrator.store.history import OWN_ROW, HistoryRow, StepKey, list_rows, own, own_row, read_options
 from orchestrator.store.tables import finish, history, instance, message, outbox, worker
 
 _OPEN = (State.RUNNING, State.TIMED_OUT)
+
+
+_DUE = (
+    history.c.instance_id,
+    history.c.generation,
+    history.c.run,
+    history.c.seq,
+    history.c.kind,
+    history.c.name,
+    history.c.options,
+    history.c.state,
+    history.c.publications,
+    history.c.dispatched_at,
+    history.c.publish_at,
+    history.c.expires_at,
+    history.c.timeout_at,
+    history.c.due_at,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,31 +41,27 @@ class DueRecord:
 
     key: StepKey
     kind: Kind
+    name: str
+    options: str | None
     state: State
+    publications: int
+    dispatched_at: datetime | None
     publish_at: datetime | None
     expires_at: datetime | None
     timeout_at: datetime | None
     due_at: datetime
 
+    @property
+    def message_options(self) -> dict[str, Any]:
+        return read_options(self.options)
+
 
 def list_due_records(connection: Connection, now: datetime, limit: int, *which: ColumnElement[bool]) -> list[DueRecord]:
     """Return what is due one by one: all but timers."""
-    columns = (
-        history.c.instance_id,
-        history.c.generation,
-        history.c.run,
-        history.c.seq,
-        history.c.kind,
-        history.c.state,
-        history.c.publish_at,
-        history.c.expires_at,
-        history.c.timeout_at,
-        history.c.due_at,
-    )
     due = (history.c.due_at <= now, history.c.kind != Kind.TIMER, *which)
-    statement = select(*columns).where(*due).order_by(history.c.due_at).limit(limit)
+    statement = select(*_DUE).where(*due).order_by(history.c.due_at).limit(limit)
     return [
-        DueRecord(StepKey(r[0], r[1], r[2], r[3]), Kind(r[4]), State(r[5]), r[6], r[7], r[8], r[9])
+        DueRecord(StepKey(*r[:4]), Kind(r[4]), r[5], r[6], State(r[7]), r[8], r[9], r[10], r[11], r[12], r[13])
         for r in connection.execute(statement)
     ]
 
@@ -78,6 +93,33 @@ def postpone_publication(
         values = {"publish_at": publish_at, "due_at": due_at}
     values |= {"publications": row.publications + 1, "dispatched_at": dispatched_at}
     return _change_publication(connection, row, row.publications, values)
+
+
+_put_off = (
+    update(history)
+    .where(
+        *OWN_ROW,
+        history.c.state == State.SCHEDULED,
+        history.c.publications == bindparam("was_publications"),
+        history.c.due_at == bindparam("was_due_at"),
+    )
+    .values(publish_at=bindparam("new_publish_at"), due_at=bindparam("new_due_at"))
+)
+
+
+def put_off_publications(connection: Connection, records: Sequence[DueRecord], publish_at: datetime) -> None:
+    """Let records be published at ``publish_at`` and not now; those that have changed meanwhile stay as they are."""
+    given = [
+        {
+            **own(record.key),
+            "was_publications": record.publications,
+            "was_due_at": record.due_at,
+            "new_publish_at": publish_at,
+            "new_due_at": min(at for at in (publish_at, record.timeout_at, record.expires_at) if at is not None),
+        }
+        for record in records
+    ]
+    connection.execute(_put_off, given)
 
 
 def take_back_publication(

@@ -106,7 +106,7 @@ class HistoryRow:
 
     @property
     def message_options(self) -> dict[str, Any]:
-        return dict(codec.decode(self.options)) if self.options else {}
+        return read_options(self.options)
 
     @property
     def retry_policy(self) -> RetryPolicy | None:
@@ -127,6 +127,11 @@ class HistoryRow:
         for name, value in values.items():
             fields[_places[name]] = value
         return HistoryRow(*fields)
+
+
+def read_options(text: str | None) -> dict[str, Any]:
+    """Return what Celery is told of a message, as it is recorded."""
+    return dict(codec.decode(text)) if text else {}
 
 
 _fields_of = attrgetter(*HistoryRow.__slots__)
