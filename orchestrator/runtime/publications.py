@@ -27,6 +27,8 @@ from orchestrator.store.instances import Status
 BATCH = 200
 #: So many messages one poll sends again into a queue that others wait in: most of a backlog is not lost but late.
 DOUBTED_AT_ONCE = 20
+#: So many of a backlog one poll looks at, and so many it puts off in one transaction.
+BACKLOG, PUT_OFF_AT_ONCE = 10_000, 500
 #: A lost publication is suspected after so long, if the queue is empty.
 EARLY_SECONDS = 2.0
 #: Between publications of one record: four times as long each, at most a day.
@@ -60,23 +62,37 @@ class Publications:
     def settle_due_records(self) -> None:
         """Settle what timed out or expired, publish what is to be claimed from now on."""
         now = self.coordinator.clock()
-        with self.store.read("due-records") as connection:
-            records = due.list_due_records(connection, now, BATCH)
+        records = self._list_due(now, BATCH)
+        if len(records) == BATCH and any(_is_doubted(record, now) for record in records):
+            records = self._list_due(now, BACKLOG)  # what is due besides must not wait behind it
         doubted = [record for record in records if _is_doubted(record, now)]
         # the oldest first: what is behind them in their queue may be there still
         doubted.sort(key=lambda record: record.dispatched_at or now)
-        put_off = [
-            each for each in doubted[DOUBTED_AT_ONCE:] if not self.queues.is_empty(self.dispatcher.queue_of(each))
-        ]
-        if put_off:
+        late = self._select_waiting(doubted[DOUBTED_AT_ONCE:])
+        self._put_off(late, now)
+        put_off, suspected = {record.key for record in late}, {record.key for record in doubted}
+        others = [record for record in records if record.key not in suspected]
+        for record in [*others, *(each for each in doubted if each.key not in put_off)][:BATCH]:
+            self.settle_due(record, now)
+
+    def _list_due(self, now: datetime, limit: int) -> list[DueRecord]:
+        with self.store.read("due-records") as connection:
+            return due.list_due_records(connection, now, limit)
+
+    def _select_waiting(self, records: list[DueRecord]) -> list[DueRecord]:
+        """Return those whose queue is not empty."""
+        kinds = {(record.name, record.options): record for record in records}  # many go where the others do
+        waiting = {kind for kind, each in kinds.items() if not self.queues.is_empty(self.dispatcher.queue_of(each))}
+        return [record for record in records if (record.name, record.options) in waiting]
+
+    def _put_off(self, records: list[DueRecord], now: datetime) -> None:
+        """Doubt the messages of records later."""
+        again = now + timedelta(seconds=self.settings.publish_grace)
+        # in the order in which passes write records, so that neither waits for the other
+        records = sorted(records, key=lambda record: (record.key.instance_id, record.key.run, record.key.seq))
+        for first in range(0, len(records), PUT_OFF_AT_ONCE):
             with self.store.begin("put-off") as connection:
-                # in the order in which passes write records, so that neither waits for the other
-                put_off.sort(key=lambda record: (record.key.instance_id, record.key.run, record.key.seq))
-                due.put_off_publications(connection, put_off, now + timedelta(seconds=self.settings.publish_grace))
-        later = {record.key for record in put_off}
-        for record in records:
-            if record.key not in later:
-                self.settle_due(record, now)
+                due.put_off_publications(connection, records[first : first + PUT_OFF_AT_ONCE], again)
 
     def settle_due(self, record: DueRecord, now: datetime) -> None:
         """Do what the clock has to do at one record."""

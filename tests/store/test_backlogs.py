@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
+
+import pytest
 
 from orchestrator.core.context import Context
 from orchestrator.core.records import Outcome
+from orchestrator.runtime import publications as sending
 from orchestrator.runtime.change import Outbox
 from orchestrator.runtime.publications import DOUBTED_AT_ONCE, Publications
+from orchestrator.store import tables
 from orchestrator.store.history import HistoryRow
 
-from .world import World, step
+from .world import BEGINNING, World, step
 
 Worlds = Callable[..., World]
 
@@ -67,6 +72,24 @@ def test_of_a_backlog_a_few_messages_are_sent_again_and_the_others_are_put_off(w
     assert sorted(broker.sent) == list(range(WIDTH))
 
 
+def test_of_a_backlog_larger_than_a_batch_the_oldest_of_all_are_sent_again(
+    world: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was put off time and again, for it was lost, has its turn."""
+    started, broker = waiting(world), Broker(is_empty=False)
+    monkeypatch.setattr(sending, "BATCH", 5)
+    lost = WIDTH - 1
+    with started.store.begin("test") as connection:
+        own = (tables.history.c.seq == lost,)
+        values = {
+            "dispatched_at": BEGINNING - timedelta(hours=1),
+            "due_at": started.clock(),
+        }  # the last by when it is due
+        connection.execute(tables.history.update().where(*own).values(**values))
+    publications(started, broker).settle_due_records()
+    assert broker.sent[0] == lost
+
+
 def test_where_the_queue_is_empty_all_are_sent_again_at_once(world: Worlds) -> None:
     started, broker = waiting(world), Broker(is_empty=True)
     publications(started, broker).settle_due_records()
@@ -83,14 +106,23 @@ def test_the_oldest_is_sent_again_first(world: Worlds) -> None:
     assert {row.publications for row in started.at("older").rows()} == {1}
 
 
-def test_what_is_published_for_the_first_time_does_not_wait_behind_a_backlog(world: Worlds) -> None:
+@pytest.mark.parametrize("batch", [5, 1000])
+def test_what_is_published_for_the_first_time_does_not_wait_behind_a_backlog(
+    world: Worlds, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr(sending, "BATCH", batch)
+
     def later(ctx: Context) -> Any:
         ctx.start(step("ship").set(countdown=30 * 0.9))
         return fan_out(ctx)
 
     started, broker = waiting(world, later), Broker(is_empty=False)
     publications(started, broker).settle_due_records()
-    assert 0 in broker.sent
+    assert broker.sent[0] == 0
+    assert len(broker.sent) == min(batch, DOUBTED_AT_ONCE + 1)
+    started.clock.advance(started.settings.poll_interval)
+    publications(started, broker).settle_due_records()
+    assert len(broker.sent) <= 1 + DOUBTED_AT_ONCE
 
 
 def test_a_step_whose_timeout_has_passed_is_not_put_off(world: Worlds) -> None:
