@@ -97,7 +97,7 @@ class Passes(Transactions):
         decision, live = self._timed(seen, change, lambda: self._decide(seen, past, known, records, events))
         mail = _load_mail(connection, seen) if isinstance(decision.ending, Recurred) else []
         decisions.apply_decision(self, connection, seen, rows, mail, decision, change)
-        if change.ends and instance.run == 0:
+        if change.ends and instance.run == 0 and instance.forked_from is None:  # else other runs may have subscribed
             asked_before = any(record.kind is Kind.SUBSCRIBE for record in past.records)
             change.may_have_subscribed = asked_before or bool(change.subscriptions)
         if isinstance(decision.ending, Waiting):
