@@ -14,19 +14,18 @@ from kombu.exceptions import KombuError
 
 from orchestrator.core.records import Failure, Kind, State
 from orchestrator.runtime import kept
+from orchestrator.runtime.backlogs import Rations, is_doubted
 from orchestrator.runtime.coordinator import Coordinator
 from orchestrator.runtime.dispatch import Dispatcher
 from orchestrator.runtime.passes import earliest
 from orchestrator.runtime.settings import Settings
 from orchestrator.store import due, history, instances
 from orchestrator.store.due import DueRecord
-from orchestrator.store.history import StepKey
+from orchestrator.store.history import HistoryRow
 from orchestrator.store.instances import Status
 
 #: How many records of each kind one poll takes on; a backlog is worked off without flooding the broker.
 BATCH = 200
-#: So many messages one poll sends again into a queue that others wait in: most of a backlog is not lost but late.
-DOUBTED_AT_ONCE = 20
 #: So many of a backlog one poll looks at, and so many it puts off in one transaction.
 BACKLOG, PUT_OFF_AT_ONCE = 10_000, 500
 #: A lost publication is suspected after so long, if the queue is empty.
@@ -55,6 +54,8 @@ class Publications:
         self.settings = coordinator.settings
         self.dispatcher = dispatcher
         self.queues = queues
+        interval, grace = self.settings.poll_interval, self.settings.publish_grace
+        self._rations = Rations(timedelta(seconds=interval), timedelta(seconds=grace))
         self._early_at = time.monotonic()
 
     # --- records ----------------------------------------------------------------------------------------------------
@@ -63,36 +64,51 @@ class Publications:
         """Settle what timed out or expired, publish what is to be claimed from now on."""
         now = self.coordinator.clock()
         records = self._list_due(now, BATCH)
-        if len(records) == BATCH and any(_is_doubted(record, now) for record in records):
+        if len(records) == BATCH and any(is_doubted(record, now) for record in records):
             records = self._list_due(now, BACKLOG)  # what is due besides must not wait behind it
-        doubted = [record for record in records if _is_doubted(record, now)]
-        # the oldest first: what is behind them in their queue may be there still
-        doubted.sort(key=lambda record: record.dispatched_at or now)
-        late = self._select_waiting(doubted[DOUBTED_AT_ONCE:])
-        self._put_off(late, now)
-        put_off, suspected = {record.key for record in late}, {record.key for record in doubted}
-        others = [record for record in records if record.key not in suspected]
-        for record in [*others, *(each for each in doubted if each.key not in put_off)][:BATCH]:
+        doubted = [record for record in records if is_doubted(record, now)]
+        suspected = {record.key for record in doubted}
+        for record in [record for record in records if record.key not in suspected][:BATCH]:
             self.settle_due(record, now)
+        again, put_off = self._ration(doubted, now)
+        for record in again:
+            self.settle_due(record, now)
+        self._put_off(put_off)
 
     def _list_due(self, now: datetime, limit: int) -> list[DueRecord]:
         with self.store.read("due-records") as connection:
             return due.list_due_records(connection, now, limit)
 
-    def _select_waiting(self, records: list[DueRecord]) -> list[DueRecord]:
-        """Return those whose queue is not empty."""
-        kinds = {(record.name, record.options): record for record in records}  # many go where the others do
-        waiting = {kind for kind, each in kinds.items() if not self.queues.is_empty(self.dispatcher.queue_of(each))}
-        return [record for record in records if (record.name, record.options) in waiting]
+    def _ration(
+        self, doubted: list[DueRecord], now: datetime
+    ) -> tuple[list[DueRecord], list[tuple[DueRecord, datetime]]]:
+        """Return which messages are sent again, and which are doubted later, and when."""
+        again, put_off = [], []
+        for queue, records in self._by_queue(doubted).items():
+            if self.queues.is_empty(queue):
+                again += records[:BATCH]
+            else:
+                now_again, later = self._rations.divide(queue, records, now)
+                again += now_again
+                put_off += later
+        return again, put_off
 
-    def _put_off(self, records: list[DueRecord], now: datetime) -> None:
-        """Doubt the messages of records later."""
-        again = now + timedelta(seconds=self.settings.publish_grace)
+    def _by_queue(self, records: list[DueRecord]) -> dict[str | None, list[DueRecord]]:
+        queues: dict[tuple[str, str | None], str | None] = {}  # many go where the others do
+        found: dict[str | None, list[DueRecord]] = {}
+        for record in records:
+            kind = (record.name, record.options)
+            if kind not in queues:
+                queues[kind] = self.dispatcher.queue_of(record)
+            found.setdefault(queues[kind], []).append(record)
+        return found
+
+    def _put_off(self, records: list[tuple[DueRecord, datetime]]) -> None:
         # in the order in which passes write records, so that neither waits for the other
-        records = sorted(records, key=lambda record: (record.key.instance_id, record.key.run, record.key.seq))
+        records = sorted(records, key=lambda each: (each[0].key.instance_id, each[0].key.run, each[0].key.seq))
         for first in range(0, len(records), PUT_OFF_AT_ONCE):
             with self.store.begin("put-off") as connection:
-                due.put_off_publications(connection, records[first : first + PUT_OFF_AT_ONCE], again)
+                due.put_off_publications(connection, records[first : first + PUT_OFF_AT_ONCE])
 
     def settle_due(self, record: DueRecord, now: datetime) -> None:
         """Do what the clock has to do at one record."""
@@ -100,13 +116,15 @@ class Publications:
         if moment is not None and moment <= now:
             self.dispatcher.deliver(self.coordinator.time_out(record.key))
         elif record.state is State.SCHEDULED:
-            self._publish(record.key)
+            self._publish(record)
 
-    def _publish(self, key: StepKey) -> None:
+    def _publish(self, listed: DueRecord | HistoryRow) -> None:
         with self.store.read("publish") as connection:
-            row = history.find_row(connection, key)
+            row = history.find_row(connection, listed.key)
         if row is None or row.state is not State.SCHEDULED or (row.is_foreign and row.publications > 0):
             return
+        if (row.due_at, row.publications) != (listed.due_at, listed.publications):
+            return  # another poller had it meanwhile
         is_step = row.kind is not Kind.CHILD  # a child is started by whoever gets to it, not by a worker that claims it
         is_capped = is_step and row.publications >= self.settings.max_publications
         if is_capped and self.queues.is_empty(self.dispatcher.queue_of(row)):
@@ -150,7 +168,7 @@ class Publications:
             owed = instances.list_owed_passes(connection, early, BATCH, begun_by=now)
         for row in rows:
             if self.queues.is_empty(self.dispatcher.queue_of(row)):
-                self._publish(row.key)
+                self._publish(row)
         for each in owed:
             if each.pass_publications <= 1 and self.queues.is_empty(each.queue):
                 self._publish_pass(each)
@@ -195,10 +213,3 @@ class Publications:
         own = (instance.id, instance.generation, instance.workflow, instance.input)
         self.dispatcher.publish_start(*own, start.options)
         return True
-
-
-def _is_doubted(record: DueRecord, now: datetime) -> bool:
-    """Tell whether a message was sent and nobody has claimed its step, and nothing else is due."""
-    is_over = any(at is not None and at <= now for at in (record.timeout_at, record.expires_at))
-    is_published = record.state is State.SCHEDULED and record.publications > 0
-    return record.kind in (Kind.STEP, Kind.COMPENSATION) and is_published and not is_over

@@ -107,8 +107,8 @@ _put_off = (
 )
 
 
-def put_off_publications(connection: Connection, records: Sequence[DueRecord], publish_at: datetime) -> None:
-    """Let records be published at ``publish_at`` and not now; those that have changed meanwhile stay as they are."""
+def put_off_publications(connection: Connection, records: Sequence[tuple[DueRecord, datetime]]) -> None:
+    """Let each record be published at its instant and not now; those that have changed meanwhile stay as they are."""
     given = [
         {
             **own(record.key),
@@ -117,7 +117,7 @@ def put_off_publications(connection: Connection, records: Sequence[DueRecord], p
             "new_publish_at": publish_at,
             "new_due_at": min(at for at in (publish_at, record.timeout_at, record.expires_at) if at is not None),
         }
-        for record in records
+        for record, publish_at in records
     ]
     connection.execute(_put_off, given)
 
