@@ -43,7 +43,7 @@ class Rations:
         left, until = self._left.get(queue, (0, now))
         if not now < until <= now + self._interval:  # also where the clock was put back
             left, until = SENT_AGAIN, now + self._interval
-        by_age = sorted(doubted, key=lambda record: (record.publications, record.dispatched_at or now))
+        by_age = sorted(doubted, key=lambda each: (each.publications, each.dispatched_at or now, each.key.seq))
         again, others = by_age[:left], by_age[left:]
         self._left[queue] = (left - len(again), until)
         put_off = []
