@@ -80,6 +80,9 @@ class OpenTelemetry(Instrumentation):
     def note_pass(self, workflow: str, seconds: float) -> None:
         self._metrics.note_pass(workflow, seconds)
 
+    def note_due(self, seconds: float | None) -> None:
+        self._metrics.note_due(seconds)
+
     def carry(self) -> dict[str, str]:
         carried: dict[str, str] = {}
         TraceContextTextMapPropagator().inject(carried)

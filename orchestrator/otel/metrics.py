@@ -7,12 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
-from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator._version import __version__
-from orchestrator.errors import StoreUnreachable
 from orchestrator.runtime.notices import seconds_waited
-from orchestrator.store import due
 from orchestrator.store.history import HistoryRow
 
 if TYPE_CHECKING:
@@ -24,6 +21,7 @@ class Metrics:
 
     def __init__(self, orchestrator: Orchestrator, provider: MeterProvider | None) -> None:
         self._orchestrator = orchestrator
+        self._due: float | None = None
         meter = metrics.get_meter("orchestrator", __version__, meter_provider=provider)
         self._started = meter.create_counter(
             "orchestrator.instance.started", "{instance}", "Instances whose first pass was made"
@@ -52,17 +50,18 @@ class Metrics:
     def note_pass(self, workflow: str, seconds: float) -> None:
         self._pass.record(seconds, {"orchestrator.workflow": workflow})
 
+    def note_due(self, seconds: float | None) -> None:
+        self._due = seconds
+
     def _observe_due(self, _options: CallbackOptions) -> Iterable[Observation]:
-        """Ask the store, in the process of each worker that has the poller."""
-        if not self._orchestrator.executing.is_worker:
+        """Tell what the poller has seen, in the process of each worker.
+
+        The store is not asked here: the SDK holds a lock meanwhile, and a pool process that is forked then has it
+        held for ever, and its metrics never come.
+        """
+        if self._due is None or not self._orchestrator.executing.is_worker:
             return []
-        try:
-            with self._orchestrator.current.store.read("oldest-due") as connection:
-                oldest = due.find_next_due(connection)
-        except (SQLAlchemyError, StoreUnreachable):
-            return []
-        now = self._orchestrator.current.clock()
-        return [Observation(0.0 if oldest is None else max(0.0, (now - oldest).total_seconds()))]
+        return [Observation(self._due)]
 
     # --- by signals ----------------------------------------------------------------------------------------------
 

@@ -24,6 +24,9 @@ class Instrumentation:
     def note_pass(self, workflow: str, seconds: float) -> None:
         """Take notice of a pass that was made; an instance may be locked meanwhile."""
 
+    def note_due(self, seconds: float | None) -> None:
+        """Take notice, in a worker's own process, of how long the oldest work has been due; ``None``: nobody knows."""
+
     def carry(self) -> dict[str, str]:
         """Return headers that are kept with an instance: in the context of what it was started."""
         return {}

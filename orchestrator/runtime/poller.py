@@ -155,10 +155,10 @@ class Poller:
             with self.store.read("next-due") as connection:
                 moment = due.find_next_due(connection)
         except Exception:  # the thread must not end: the parts will say what is wrong
+            self.coordinator.instrumentation.note_due(None)
             return self._interval
-        if moment is None:
-            return self._interval
-        remaining = (moment - self.coordinator.clock()).total_seconds()
+        remaining = self._interval if moment is None else (moment - self.coordinator.clock()).total_seconds()
+        self.coordinator.instrumentation.note_due(max(0.0, -remaining))
         return min(self._interval, max(0.02, remaining))
 
     def look_for_monitors(self) -> None:
