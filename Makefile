@@ -3,7 +3,7 @@
 #   make demo                  200 orders, a killed worker, and the books (less than a minute)
 #   make demo ORDERS=file      the same with orders of your own, one JSON object a line
 #   make test                  the tests; ARGS="-k refund" goes to pytest
-#   make bench                 this beside chain, celery-saga and others, in some minutes; ARGS="--full", ARGS="--list"
+#   make bench                 this beside chain, celery-saga and others, in 3 to 4 minutes; ARGS="--full", ARGS="--list"
 #   make lint                  ruff, mypy, import-linter
 #   make clean                 removes .venv and what the tools leave behind
 

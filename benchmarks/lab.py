@@ -49,19 +49,21 @@ class Lab:
         wanted = list(dict.fromkeys(specs))
         self._end([spec for spec in self._running if spec not in wanted])
         missing: dict[str, str] = {}
+        new: list[Spec] = []
         for spec in wanted:
             if spec not in self._running:
                 try:
                     self._running[spec] = spec.open(self)
                 except Unavailable as error:
                     missing[spec.name] = str(error)
-        for spec in wanted:
-            if spec in self._running:
-                try:
-                    self._running[spec].warm()
-                except Exception as error:  # whatever it is, the others can be measured
-                    missing[spec.name] = f"does not run: {error!r}"
-                    self._end([spec])
+                else:
+                    new.append(spec)
+        for spec in new:
+            try:
+                self._running[spec].warm()
+            except Exception as error:  # whatever it is, the others can be measured
+                missing[spec.name] = f"does not run: {error!r}"
+                self._end([spec])
         return {spec: self._running[spec] for spec in wanted if spec in self._running}, missing
 
     def end(self, spec: Spec) -> None:

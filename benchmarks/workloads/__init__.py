@@ -10,6 +10,7 @@ from benchmarks.workloads import (
     crowd,
     fan_out,
     full_store,
+    growing,
     local,
     memory,
     payload,
@@ -20,9 +21,23 @@ from benchmarks.workloads import (
 )
 
 #: In the short run a workload begins no further round after so long.
-SHORT_SECONDS = 6.0
+SHORT_SECONDS = 4.0
 
-MODULES = (sequential, crowd, payload, cpu, fan_out, undoing, local, processes, starting, memory, full_store)
+#: Those that have contenders in common follow each other: each is started anew where it was not needed before.
+MODULES = (
+    sequential,
+    crowd,
+    cpu,
+    fan_out,
+    payload,
+    undoing,
+    growing,
+    processes,
+    local,
+    starting,
+    memory,
+    full_store,
+)
 
 
 def list_workloads(*, full: bool) -> list[Workload]:

@@ -24,7 +24,7 @@ def seconds_per_thousand(contender: Contender, instances: int) -> float:
 
 def make(full: bool) -> list[Workload]:
     case = f"instances of {LENGTH} steps"
-    take = functools.partial(seconds_per_thousand, instances=20 if full else 3)
+    take = functools.partial(seconds_per_thousand, instances=20 if full else 2)
     chain = Point(case, sides.CHAIN.name)
     return [
         Workload(

@@ -16,7 +16,7 @@ def steps_per_second(contender: Contender, instances: int) -> float:
 
 
 def make(full: bool) -> list[Workload]:
-    instances = 200 if full else 100
+    instances = 200 if full else 50
     case = f"{instances} x {STEPS}"
     take = functools.partial(steps_per_second, instances=instances)
     specs = (*sides.with_chain(full), sides.SAGA, *sides.engines(full))

@@ -17,7 +17,9 @@ Take = Callable[[Contender], float]
 
 MOST_RATIO, FEW = 1.5, 100
 #: How long an idle worker is watched.
-SECONDS = 20.0
+SECONDS, SHORT_SECONDS = 20.0, 2.5
+#: So many instances are in the store of the short run, half of them asleep.
+SHORT_COUNT = 10_000
 LIST, SETTLE, POLL, CPU = "list, ms", "settle, ms per step", "idle, ms of statements per s", "idle, CPU ms per s"
 
 
@@ -59,10 +61,12 @@ def make(full: bool) -> list[Workload]:
 
 
 def _sleeping(full: bool) -> Workload:
-    count, seconds = 100_000, SECONDS if full else 4.0
-    takes: dict[str, Take] = {POLL: functools.partial(idle_milliseconds, seconds=seconds)}
-    if full:
-        takes[CPU] = functools.partial(idle_cpu_milliseconds, seconds=seconds)
+    takes: dict[str, Take] = {POLL: functools.partial(idle_milliseconds, seconds=SECONDS if full else SHORT_SECONDS)}
+    if not full:
+        title = f"What a worker does while nothing is due, with {SHORT_COUNT // 2:,} instances asleep and with {FEW}"
+        return _compare("sleeping", title, takes, _pairs(full, SHORT_COUNT, SHORT_COUNT // 2), rounds=1)
+    count = 100_000
+    takes[CPU] = functools.partial(idle_cpu_milliseconds, seconds=SECONDS)
     pairs = [
         (
             OursSpec(store, label="none-asleep", counts_statements=True),
@@ -71,26 +75,29 @@ def _sleeping(full: bool) -> Workload:
         for store in sides.stores(full)
     ]
     title = f"What a worker does while nothing is due, with {count:,} instances asleep and with none"
-    return _compare("sleeping", title, takes, pairs, rounds=3 if full else 1)
+    return _compare("sleeping", title, takes, pairs, rounds=3)
 
 
 def _full(full: bool) -> Workload:
-    count = 1_000_000 if full else 100_000
+    count = 1_000_000 if full else SHORT_COUNT
+    asleep = count // 10 if full else count // 2
     takes: dict[str, Take] = {LIST: list_milliseconds, SETTLE: settle_milliseconds}
-    if full:  # in the short run those who sleep show it
+    if full:  # in the short run those who sleep are in the same store
         takes[POLL] = functools.partial(idle_milliseconds, seconds=SECONDS)
-    asleep = count // 10
-    pairs = [
+    what = "Listing, settling and polling" if full else "Listing and settling"
+    title = f"{what} with {count:,} instances in the store ({asleep:,} of them asleep), and with {2 * FEW}"
+    return _compare("full-store", title, takes, _pairs(full, count, asleep), rounds=5 if full else 2)
+
+
+def _pairs(full: bool, count: int, asleep: int) -> list[tuple[OursSpec, OursSpec]]:
+    """Return stores with little and with much in them, both enough for a page: their lists are of the same length."""
+    return [
         (
-            # enough for a full page, so that both lists are of the same length
             OursSpec(store, label="few", counts_statements=True, ended=FEW, sleeping=FEW),
             OursSpec(store, label="full", counts_statements=True, ended=count - asleep, sleeping=asleep),
         )
         for store in sides.stores(full)
     ]
-    what = "Listing, settling and polling" if full else "Listing and settling"
-    title = f"{what} with {count:,} instances in the store (one in ten asleep), and with {2 * FEW}"
-    return _compare("full-store", title, takes, pairs, rounds=5 if full else 2)
 
 
 def _compare(

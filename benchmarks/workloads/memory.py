@@ -13,7 +13,7 @@ from benchmarks.usage import list_processes, megabytes
 
 #: One way or the other, an allocator keeps a little more than before.
 FLAT_MEGABYTES = 5.0
-BATCH_STEPS = 250
+BATCH_STEPS = 200
 
 
 def parent_megabytes(contender: Contender) -> float:
@@ -40,7 +40,7 @@ def growth_megabytes(contender: Contender, steps: int) -> float:
 
 
 def make(full: bool) -> list[Workload]:
-    steps = 100_000 if full else 2000
+    steps = 100_000 if full else 800
     parent, child, growth = "the parent", "a pool process", f"growth in {steps:,} steps"
     chain = ChainSpec("chain-fresh")
     specs = (OursSpec("sqlite", label="fresh"), OursSpec("postgresql", label="fresh"))

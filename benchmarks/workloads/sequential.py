@@ -8,9 +8,10 @@ from benchmarks.contenders.contender import Contender
 from benchmarks.points import Goal, Point, Subject, Workload
 from benchmarks.workloads import sides
 
-#: A length, how often it is run in a round, and the bounds of its ratio to chain by doorbell and with hand-off.
-SHORT = ((10, 6, 1.0, 0.4), (100, 1, 1.0, 0.4))
-LONG = (1000, 1, 0.3, None)
+#: A length, and the bounds of its ratio to chain by doorbell and with hand-off.
+FEW = ((10, 1.0, 0.4), (100, 1.0, 0.4))
+#: So many steps are run in one measurement, if an instance has no more.
+AT_ONCE = 60
 
 
 def milliseconds_per_step(contender: Contender, steps: int, times: int = 1) -> float:
@@ -18,29 +19,16 @@ def milliseconds_per_step(contender: Contender, steps: int, times: int = 1) -> f
     return 1000.0 * sum(contender.sequence(steps).seconds for _ in range(times)) / (steps * times)
 
 
-def between_steps(contender: Contender, steps: int, times: int) -> float:
-    """Return how long a step takes once the first is done: without what it costs to start an instance."""
-    seconds = 0.0
-    for _ in range(times):
-        run = contender.sequence(steps)
-        assert run.first is not None
-        seconds += run.ended - run.first
-    return 1000.0 * seconds / ((steps - 1) * times)
-
-
 def make(full: bool) -> list[Workload]:
-    return [_against_chain(full), _growth(full)]
-
-
-def _against_chain(full: bool) -> Workload:
+    many = 1000 if full else 200
     subjects: list[Subject] = []
     goals: list[Goal] = []
-    for steps, times, bound, handed_bound in (*SHORT, LONG):
+    for steps, bound, handed_bound in (*FEW, (many, 0.3, None)):
         case = f"{steps:,} steps"
-        take = functools.partial(milliseconds_per_step, steps=steps, times=times)
-        most_rounds = 1 if steps == LONG[0] and not full else None
-        others = (sides.SAGA, *sides.engines(full)) if steps < LONG[0] else ()
-        long = sides.LIVE if steps == LONG[0] else ()
+        take = functools.partial(milliseconds_per_step, steps=steps, times=max(1, AT_ONCE // steps))
+        most_rounds = 1 if steps == many and not full else None
+        others = (sides.SAGA, *sides.engines(full)) if steps < many else ()
+        long = sides.LIVE if steps == many else ()
         for spec in (*sides.with_chain(full), *long, *others):
             subjects.append(Subject(case, spec, take, most_rounds))
         for spec in (*sides.DOORBELL, *long):
@@ -49,17 +37,4 @@ def _against_chain(full: bool) -> Workload:
             for spec in sides.HANDED:
                 goals.append(Goal(Point(case, spec.name), Point(case, sides.CHAIN.name), handed_bound))
     title = "Steps one after the other, from the start to the end of the last"
-    return Workload("sequential", title, "ms per step", tuple(subjects), tuple(goals), 9 if full else 5)
-
-
-def _growth(full: bool) -> Workload:
-    few, many = 10, 5000 if full else 500
-    subjects: list[Subject] = []
-    goals: list[Goal] = []
-    for steps, times in ((few, 30), (many, 1)):
-        take = functools.partial(between_steps, steps=steps, times=times)
-        subjects += [Subject(f"{steps:,} steps", spec, take) for spec in (*sides.ours(full), *sides.LIVE)]
-    for spec in (*sides.ours(full), *sides.LIVE):
-        goals.append(Goal(Point(f"{many:,} steps", spec.name), Point(f"{few:,} steps", spec.name), 1.3))
-    title = "What a step costs in a long instance and in a short one, once the first is done"
-    return Workload("growth", title, "ms per step", tuple(subjects), tuple(goals), 5 if full else 2, baseline="")
+    return [Workload("sequential", title, "ms per step", tuple(subjects), tuple(goals), 9 if full else 3)]
